@@ -23,7 +23,6 @@ from mmdit.validation import (
 )
 
 RMS_EPS = 2.0**-23  # the fp32 epsilon, whatever the dtype
-LINEAR_EPS = 1e-6
 
 
 class AttentionOutput(NamedTuple):
@@ -172,6 +171,7 @@ def linear_attention(
     k: Float[Tensor, "B H S Dh"],
     v: Float[Tensor, "B H S Dh"],
     mask: Bool[Tensor, "B 1 S S"] | None,
+    eps: float = 1e-6,
 ) -> Float[Tensor, "B H S Dh"]:
     """Weights relu(q) . relu(k) instead of the softmax (Katharopoulos et al., 2020), summed in fp32 or wider.
 
@@ -185,5 +185,5 @@ def linear_attention(
         else:
             weights = einsum(q, k, "B H Q d, B H K d -> B H Q K") * mask
             out = einsum(weights, v, "B H Q K, B H K e -> B H Q e")
-        out = out[..., :-1] / (out[..., -1:] + LINEAR_EPS)
+        out = out[..., :-1] / (out[..., -1:] + eps)
     return out.to(dtype)

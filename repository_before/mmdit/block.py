@@ -17,8 +17,6 @@ from mmdit.validation import (
     check_sequence,
 )
 
-LAYER_NORM_EPS = 1e-6
-
 
 class Modulation(NamedTuple):
     """What a condition does to one stream of one block; each (B, 1, D)."""
@@ -95,8 +93,8 @@ class MMDiTBlock(nn.Module):
         if conditioning:
             self.adaLN_modulation = adaln_modulation(dim_base)
         else:
-            self.ln_1 = nn.LayerNorm(dim_base, eps=LAYER_NORM_EPS)
-            self.ln_2 = nn.LayerNorm(dim_base, eps=LAYER_NORM_EPS)
+            self.ln_1 = nn.LayerNorm(dim_base, eps=1e-6)
+            self.ln_2 = nn.LayerNorm(dim_base, eps=1e-6)
 
     def forward(
         self,
@@ -115,21 +113,21 @@ class MMDiTBlock(nn.Module):
             return AttentionOutput(x + self.mlp(self.ln_2(x)))
 
         check_condition("y", y, x)
-        y = y.view(-1, 1, self.dim_base)
+        y = y.view(x.shape[0], 1, self.dim_base)
         m = Modulation(*self.adaLN_modulation(y).chunk(6, dim=-1))
-        h = layernorm_adaln(x, m.scale_attn, m.shift_attn, LAYER_NORM_EPS)
+        h = layernorm_adaln(x, m.scale_attn, m.shift_attn)
         if self.use_cross_attn:
             check_sequence("context", context, self.dim_base, self.mlp[0].weight, batch=x.shape[0])
             c = Modulation(*self.context_layers["adaLN_modulation"](y).chunk(6, dim=-1))
-            h_context = layernorm_adaln(context, c.scale_attn, c.shift_attn, LAYER_NORM_EPS)
+            h_context = layernorm_adaln(context, c.scale_attn, c.shift_attn)
             h, h_context = self.cross_attn(h, h_context, attn_mask, start_pos)
             context = context + c.gate_attn * h_context
-            h_context = layernorm_adaln(context, c.scale_mlp, c.shift_mlp, LAYER_NORM_EPS)
+            h_context = layernorm_adaln(context, c.scale_mlp, c.shift_mlp)
             context = context + c.gate_mlp * self.context_layers["mlp"](h_context)
         else:
             h = self.attn(h, attn_mask, start_pos).x_out
         x = x + m.gate_attn * h
-        h = layernorm_adaln(x, m.scale_mlp, m.shift_mlp, LAYER_NORM_EPS)
+        h = layernorm_adaln(x, m.scale_mlp, m.shift_mlp)
         return AttentionOutput(x + m.gate_mlp * self.mlp(h), context)
 
 

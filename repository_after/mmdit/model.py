@@ -1,0 +1,45 @@
+"""The stack of MMDiT blocks."""
+
+from dataclasses import asdict
+from typing import Optional, Union
+
+from torch import Tensor, nn
+
+from mmdit.attention import AttentionOutput
+from mmdit.block import MMDiTBlock
+from mmdit.config import MMDiTConfig
+from mmdit.validation import check_positive_int
+
+
+class MMDiT(nn.Module):
+    """config.num_layers blocks, each fed what the last one gave.
+
+    Args:
+        config: sizes and switches of the blocks, see MMDiTConfig.
+
+    Raises ConfigError where these do not fit; forward raises the package's errors for inputs that do not.
+    """
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        block = asdict(config)
+        num_layers = block.pop("num_layers")
+        check_positive_int("num_layers", num_layers)
+        self.layers = nn.ModuleList(MMDiTBlock(**block) for _ in range(num_layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Optional[Tensor] = None,
+        context: Optional[Tensor] = None,
+        attn_mask: Optional[Tensor] = None,
+        start_pos: Optional[Union[int, Tensor]] = None,
+    ) -> AttentionOutput:
+        """x (B, L, D), condition y (B, D) or (B, 1, D), context (B, C, D); attn_mask (B, L, L) over x, nonzero =
+        attend; start_pos None, an int or (B,): the position of x[:, 0].
+        """
+        for layer in self.layers:
+            out = layer(x, y, attn_mask, context, start_pos)
+            x, context = out.x_out, out.context_out
+        return AttentionOutput(x, context)

@@ -1,0 +1,141 @@
+"""Where each call is decided: the fused kernel, or PyTorch's arithmetic, and why; `explain` tells.
+
+Read once, at import: MMDIT_FUSED=0 turns fusion off; TRITON_INTERPRET=1 sends CPU tensors through the kernels too,
+in Triton's interpreter.
+"""
+
+import os
+from functools import cache
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+FUSED = os.environ.get("MMDIT_FUSED", "1") != "0"
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+MIN_CAPABILITY = (8, 0)
+CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INTERPRETER_DTYPES = (torch.float32, torch.float16)  # its bf16 arithmetic is not right
+
+
+class Decision(NamedTuple):
+    """Which path an op took, "fused" or "pytorch", and why."""
+
+    op: str
+    path: str
+    reason: str
+
+
+class Explanation(NamedTuple):
+    """What one call did: a decision for each op that had a choice, and the kernels it launched, in order."""
+
+    decisions: Tuple[Decision, ...]
+    launches: Tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """ "fused", "pytorch", "mixed", or "none" where no op had a choice."""
+        paths = {decision.path for decision in self.decisions}
+        if not paths:
+            return "fused" if self.launches else "none"
+        return paths.pop() if len(paths) == 1 else "mixed"
+
+    def __str__(self) -> str:
+        counted = {decision: self.decisions.count(decision) for decision in self.decisions}
+        lines = [f"{decision.op}: {decision.path} x{n} ({decision.reason})" for decision, n in counted.items()]
+        kernels = [f"launched {name} x{self.launches.count(name)}" for name in dict.fromkeys(self.launches)]
+        return "\n".join([f"path: {self.path}", *lines, *kernels])
+
+
+class _Recording:
+    """Decisions and launches of the explanation in progress."""
+
+    def __init__(self) -> None:
+        self.decisions: List[Decision] = []
+        self.launches: List[str] = []
+
+
+_recording: Optional[_Recording] = None
+
+
+def takes_fused(op: str, x: Tensor, unsupported: Optional[str] = None) -> bool:
+    """Whether this call of op on x takes the kernel; `unsupported` is the op's own reason against it, if any."""
+    obstacle = unsupported or why_not(x)
+    if _recording is not None and not torch.compiler.is_compiling():
+        path, reason = ("pytorch", obstacle) if obstacle else ("fused", _why(x))
+        _recording.decisions.append(Decision(op, path, reason))
+    return obstacle is None
+
+
+def why_not(x: Tensor) -> Optional[str]:
+    """The reason against any kernel for x, or None."""
+    if not FUSED:
+        return "MMDIT_FUSED=0"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace cannot keep a kernel"
+    if torch.onnx.is_in_onnx_export():
+        return "ONNX has no such operator"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if x.numel() == 0:
+        return "an empty tensor"
+    if x.is_cuda:
+        if x.dtype not in CUDA_DTYPES:
+            return f"no kernel for {x.dtype}"
+        if _capability(x.device.index) < MIN_CAPABILITY:
+            return f"compute capability below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+    elif x.device.type != "cpu":
+        return f"no kernel for {x.device.type} tensors"
+    elif not INTERPRET:
+        return "a CPU tensor, and TRITON_INTERPRET is not 1"
+    elif x.dtype not in INTERPRETER_DTYPES:
+        return f"no {x.dtype} in Triton's interpreter"
+    return _triton_problem()
+
+
+def launched(kernel: str) -> None:
+    """Note that a kernel was launched."""
+    if _recording is not None:
+        _recording.launches.append(kernel)
+
+
+def explain(target: Union[torch.nn.Module, Callable[..., Any]], *args: Any, **kwargs: Any) -> Explanation:
+    """Run target(*args, **kwargs) and tell which path each of its ops took, and why.
+
+    Args:
+        target: a module, an op such as layernorm_adaln, or any callable (one that also calls backward(), say).
+
+    The call is a real one, but leaves the random state as it was. A scripted module takes the PyTorch path.
+    """
+    global _recording
+    if _recording is not None:
+        raise RuntimeError("explain: expected a call outside another explain, got a nested one")
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    _recording = recording = _Recording()
+    try:
+        with torch.random.fork_rng(devices):
+            target(*args, **kwargs)
+    finally:
+        _recording = None
+    if isinstance(target, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        name = getattr(target, "original_name", None) or target.name
+        recording.decisions.append(Decision(name, "pytorch", "TorchScript holds PyTorch's arithmetic only"))
+    return Explanation(tuple(recording.decisions), tuple(recording.launches))
+
+
+def _why(x: Tensor) -> str:
+    return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}" if x.is_cuda else "TRITON_INTERPRET=1"
+
+
+@cache
+def _capability(device: Optional[int]) -> Tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _triton_problem() -> Optional[str]:
+    try:
+        import triton  # noqa: F401
+    except Exception as error:
+        return f"triton does not import: {error}"
+    return None
