@@ -5,8 +5,7 @@ in Triton's interpreter.
 """
 
 import os
-from functools import cache
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -56,6 +55,7 @@ class _Recording:
 
 
 _recording: Optional[_Recording] = None
+_platform_problems: Dict[int, Optional[str]] = {}
 
 
 def takes_fused(op: str, x: Tensor, unsupported: Optional[str] = None) -> bool:
@@ -82,15 +82,13 @@ def why_not(x: Tensor) -> Optional[str]:
     if x.is_cuda:
         if x.dtype not in CUDA_DTYPES:
             return f"no kernel for {x.dtype}"
-        if _capability(x.device.index) < MIN_CAPABILITY:
-            return f"compute capability below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
     elif x.device.type != "cpu":
         return f"no kernel for {x.device.type} tensors"
     elif not INTERPRET:
         return "a CPU tensor, and TRITON_INTERPRET is not 1"
     elif x.dtype not in INTERPRETER_DTYPES:
         return f"no {x.dtype} in Triton's interpreter"
-    return _triton_problem()
+    return _platform_problem(x.get_device())
 
 
 def launched(kernel: str) -> None:
@@ -127,15 +125,16 @@ def _why(x: Tensor) -> str:
     return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}" if x.is_cuda else "TRITON_INTERPRET=1"
 
 
-@cache
-def _capability(device: Optional[int]) -> Tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-@cache
-def _triton_problem() -> Optional[str]:
-    try:
-        import triton  # noqa: F401
-    except Exception as error:
-        return f"triton does not import: {error}"
-    return None
+@torch.compiler.assume_constant_result
+def _platform_problem(device: int) -> Optional[str]:
+    """What this machine lacks to run kernels on a device (-1: the CPU, in the interpreter), found out once."""
+    if device not in _platform_problems:
+        problem = None
+        try:
+            import triton  # noqa: F401
+        except Exception as error:
+            problem = f"triton does not import: {error}"
+        if device >= 0 and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+            problem = f"compute capability below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+        _platform_problems[device] = problem
+    return _platform_problems[device]

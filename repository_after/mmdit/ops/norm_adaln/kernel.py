@@ -16,18 +16,18 @@ def _normalize(b_x, m_x, D: tl.constexpr, EPS: tl.constexpr, CENTER: tl.constexp
     return b_x * b_rstd, b_rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def norm_adaln_forward_kernel(
     p_x,  # (B, L, D), strides (x_batch, x_row, 1)
     p_scale,  # (B, D), strides (scale_batch, 1)
     p_shift,  # (B, D), strides (shift_batch, 1)
     p_weight,  # (D,) or unused
     p_out,  # (B, L, D), contiguous
-    L,
     x_batch,
     x_row,
     scale_batch,
     shift_batch,
+    L,
     D: tl.constexpr,
     EPS: tl.constexpr,
     CENTER: tl.constexpr,
@@ -59,6 +59,11 @@ def norm_adaln_forward_kernel(
 
 
 @triton.jit
+def _add(b_a, b_b, b_c, b_d):
+    return b_a + b_c, b_b + b_d
+
+
+@triton.jit(do_not_specialize=["L"])
 def norm_adaln_backward_kernel(
     p_grad,  # (B, L, D), strides (grad_batch, grad_row, 1)
     p_x,  # (B, L, D), strides (x_batch, x_row, 1)
@@ -66,13 +71,14 @@ def norm_adaln_backward_kernel(
     p_weight,  # (D,) or unused
     p_d_x,  # (B, L, D), contiguous
     p_moment,  # (B, chunks, D)
-    p_total,  # (B, chunks, D)
-    L,
+    p_total,  # (B, chunks, D), at `gap` from here
     grad_batch,
     grad_row,
     x_batch,
     x_row,
     scale_batch,
+    gap,
+    L,
     D: tl.constexpr,
     EPS: tl.constexpr,
     CENTER: tl.constexpr,
@@ -80,6 +86,7 @@ def norm_adaln_backward_kernel(
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """With n = norm(x) and g = grad * weight * (1 + scale):
 
@@ -101,7 +108,7 @@ def norm_adaln_backward_kernel(
         b_gain *= tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_moment = tl.zeros((ROWS, BLOCK_D), tl.float32)
     b_total = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for start in range(chunk * length, min(chunk * length + length, L), ROWS):
+    for start in tl.range(chunk * length, min(chunk * length + length, L), ROWS, num_stages=STAGES):
         o_l = start + tl.arange(0, ROWS)[:, None]
         m_x = (o_l < L) & m_d
         o_l = o_l.to(tl.int64)
@@ -112,28 +119,30 @@ def norm_adaln_backward_kernel(
         b_moment += b_grad * b_normed
         b_total += b_grad
         b_g = b_grad * b_gain
-        b_d_x = b_g - b_normed * (tl.sum(b_g * b_normed, 1, keep_dims=True) / D)
+        # both sums at once: one pass between the warps instead of two
+        b_inner, b_sum = tl.reduce((b_g * b_normed, b_g), 1, _add, keep_dims=True)  # (ROWS, 1)
+        b_d_x = b_g - b_normed * (b_inner / D)
         if CENTER:
-            b_d_x -= tl.sum(b_g, 1, keep_dims=True) / D
+            b_d_x -= b_sum / D
         tl.store(p_d_x + (batch * L + o_l) * D + o_d, (b_d_x * b_rstd).to(p_d_x.dtype.element_ty), mask=m_x)
     o_partial = (batch * CHUNKS + chunk) * D + o_d
     b_moment = tl.sum(b_moment, 0, keep_dims=True)  # (1, BLOCK_D)
     b_total = tl.sum(b_total, 0, keep_dims=True)
     tl.store(p_moment + o_partial, b_moment.to(p_moment.dtype.element_ty), mask=m_d)
-    tl.store(p_total + o_partial, b_total.to(p_total.dtype.element_ty), mask=m_d)
+    tl.store(p_total + gap + o_partial, b_total.to(p_total.dtype.element_ty), mask=m_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def norm_adaln_reduce_kernel(
-    p_moment,  # (B, CHUNKS, D) fp32
-    p_total,  # (B, CHUNKS, D) fp32
+    p_moment,  # (B, CHUNKS, D) fp32, and at `gap` from it total, the same
     p_scale,  # (B, D), strides (scale_batch, 1)
     p_weight,  # (D,) or unused
     p_d_scale,  # (B, D), contiguous
     p_d_shift,  # (B, D), contiguous
     p_d_weight,  # (D,) or unused
-    B,
     scale_batch,
+    gap,
+    B,
     D: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -159,7 +168,7 @@ def norm_adaln_reduce_kernel(
             o_partial = (batch * CHUNKS + start + o_row) * D + o_d
             m_partial = (start + o_row < CHUNKS) & m_d
             b_sum += tl.load(p_moment + o_partial, mask=m_partial, other=0.0)
-            b_total += tl.load(p_total + o_partial, mask=m_partial, other=0.0)
+            b_total += tl.load(p_moment + gap + o_partial, mask=m_partial, other=0.0)
         b_d_scale = tl.sum(b_sum, 0, keep_dims=True)  # (1, BLOCK_D)
         if HAS_WEIGHT:
             b_d_scale *= tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)

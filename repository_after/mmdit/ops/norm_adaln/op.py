@@ -11,7 +11,8 @@ from torch import Tensor
 from mmdit.ops.norm_adaln.reference import norm_adaln_backward_reference, norm_adaln_reference
 from mmdit.ops.norm_adaln.tuning import MAX_DIM, backward_tiles, forward_tiles, reduce_tiles
 from mmdit.runtime.custom_op import register_op
-from mmdit.runtime.dispatch import launched, takes_fused, why_not
+from mmdit.runtime.dispatch import takes_fused
+from mmdit.runtime.launch import launch
 from mmdit.validation import check_adaln
 
 
@@ -28,7 +29,7 @@ def layernorm_adaln(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) 
     if not torch.jit.is_scripting():
         check_adaln(x, scale, shift, eps)
         if takes_fused("layernorm_adaln", x, _unsupported(x)):
-            return torch.ops.mmdit.norm_adaln(x, scale, shift, None, eps, True)
+            return _call_forward(x, scale, shift, None, eps, True)
     return norm_adaln_reference(x, scale, shift, None, eps, True)
 
 
@@ -42,7 +43,7 @@ def rmsnorm_adaln(
     if not torch.jit.is_scripting():
         check_adaln(x, scale, shift, eps, weight)
         if takes_fused("rmsnorm_adaln", x, _unsupported(x)):
-            return torch.ops.mmdit.norm_adaln(x, scale, shift, weight, eps, False)
+            return _call_forward(x, scale, shift, weight, eps, False)
     return norm_adaln_reference(x, scale, shift, weight, eps, False)
 
 
@@ -56,33 +57,20 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], eps: float, center: bool) -> Tensor:
-    if _unsupported(x) or why_not(x):
-        return norm_adaln_reference(x, scale, shift, weight, eps, center).contiguous()
     from mmdit.ops.norm_adaln.kernel import norm_adaln_forward_kernel
 
-    x, scale, shift = _rows(x), _rows(scale), _rows(shift)
     batch, length, dim = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tiles = forward_tiles(dim)
-    launched("norm_adaln_forward_kernel")
-    norm_adaln_forward_kernel[(batch * -(-length // tiles.rows),)](
-        x,
-        scale,
-        shift,
-        weight,
-        out,
-        length,
-        x.stride(0),
-        x.stride(1),
-        scale.stride(0),
-        shift.stride(0),
-        D=dim,
-        EPS=eps,
-        CENTER=center,
-        HAS_WEIGHT=weight is not None,
-        ROWS=tiles.rows,
-        BLOCK_D=tiles.block,
-        num_warps=tiles.warps,
+    x, scale, shift = _rows(x), _rows(scale), _rows(shift)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    tiles = forward_tiles(batch, length, dim)
+    launch(
+        norm_adaln_forward_kernel,
+        batch * -(-length // tiles.rows),
+        tensors=(x, scale, shift, weight, out),
+        strides=(x.stride(0), x.stride(1), scale.stride(0), shift.stride(0)),
+        lengths=(length,),
+        constants=(dim, eps, center, weight is not None, tiles.rows, tiles.block),
+        warps=tiles.warps,
     )
     return out
 
@@ -90,108 +78,82 @@ def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], 
 def _backward(
     grad: Tensor, x: Tensor, scale: Tensor, weight: Optional[Tensor], eps: float, center: bool
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    if _unsupported(x) or why_not(x):
-        d_x, d_scale, d_shift, d_weight = norm_adaln_backward_reference(grad, x, scale, weight, eps, center)
-        return d_x.contiguous(), d_scale, d_shift, x.new_empty(0) if d_weight is None else d_weight
     from mmdit.ops.norm_adaln.kernel import norm_adaln_backward_kernel, norm_adaln_reduce_kernel
 
-    grad, x, scale = _rows(grad), _rows(x), _rows(scale)
     batch, length, dim = x.shape
+    grad, x, scale = _rows(grad), _rows(x), _rows(scale)
+    d_x, d_scale, d_shift, d_weight = gradients = _empty_gradients(grad, x, scale, weight, eps, center)
     tiles = backward_tiles(batch, length, dim)
     direct = tiles.chunks == 1 and weight is None
-    d_x, d_scale, d_shift, d_weight = _empty_gradients(grad, x, scale, weight, eps, center)
-    if direct:
-        moment, total = d_scale, d_shift
-    else:
-        moment, total = torch.empty((2, batch, tiles.chunks, dim), dtype=torch.float32, device=x.device)
-    launched("norm_adaln_backward_kernel")
-    norm_adaln_backward_kernel[(batch * tiles.chunks,)](
-        grad,
-        x,
-        scale,
-        weight,
-        d_x,
-        moment,
-        total,
-        length,
-        grad.stride(0),
-        grad.stride(1),
-        x.stride(0),
-        x.stride(1),
-        scale.stride(0),
-        D=dim,
-        EPS=eps,
-        CENTER=center,
-        HAS_WEIGHT=weight is not None,
-        CHUNKS=tiles.chunks,
-        ROWS=tiles.rows,
-        BLOCK_D=tiles.block,
-        num_warps=tiles.warps,
+    moment, total, gap = d_scale, d_shift, 0
+    if not direct:  # one buffer for both partial sums
+        gap = batch * tiles.chunks * dim
+        moment = total = x.new_empty(2 * gap, dtype=torch.float32)
+    launch(
+        norm_adaln_backward_kernel,
+        batch * tiles.chunks,
+        tensors=(grad, x, scale, weight, d_x, moment, total),
+        strides=(grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), scale.stride(0), gap),
+        lengths=(length,),
+        constants=(dim, eps, center, weight is not None, tiles.chunks, tiles.rows, tiles.block, tiles.stages),
+        warps=tiles.warps,
     )
-    if direct:
-        return d_x, d_scale, d_shift, d_weight
-    tiles, chunks = reduce_tiles(dim), tiles.chunks
-    launched("norm_adaln_reduce_kernel")
-    norm_adaln_reduce_kernel[(-(-dim // tiles.block) * (batch + (weight is not None)),)](
-        moment,
-        total,
-        scale,
-        weight,
-        d_scale,
-        d_shift,
-        d_weight,
-        batch,
-        scale.stride(0),
-        D=dim,
-        HAS_WEIGHT=weight is not None,
-        CHUNKS=chunks,
-        ROWS=tiles.rows,
-        BLOCK_D=tiles.block,
-        num_warps=tiles.warps,
-    )
-    return d_x, d_scale, d_shift, d_weight
+    if not direct:
+        reduce = reduce_tiles(dim)
+        launch(
+            norm_adaln_reduce_kernel,
+            -(-dim // reduce.block) * (batch + (weight is not None)),
+            tensors=(moment, scale, weight, d_scale, d_shift, d_weight),
+            strides=(scale.stride(0), gap),
+            lengths=(batch,),
+            constants=(dim, weight is not None, tiles.chunks, reduce.rows, reduce.block),
+            warps=reduce.warps,
+        )
+    return gradients
+
+
+def _backward_reference(*arguments: Any) -> Tuple[Tensor, ...]:
+    """As the op's schema has it: contiguous, and an empty tensor for no weight."""
+    d_x, d_scale, d_shift, d_weight = norm_adaln_backward_reference(*arguments)
+    return d_x.contiguous(), d_scale, d_shift, d_x.new_empty(0) if d_weight is None else d_weight
 
 
 def _empty_gradients(
     grad: Tensor, x: Tensor, scale: Tensor, weight: Optional[Tensor], eps: float, center: bool
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unwritten gradients of x, scale, shift and weight (none: (0,)), all contiguous."""
-    d_weight = x.new_empty(0) if weight is None else x.new_empty(weight.shape, dtype=weight.dtype)
-    d_scale, d_shift = (x.new_empty(scale.shape, dtype=scale.dtype) for _ in range(2))
-    return x.new_empty(x.shape), d_scale, d_shift, d_weight
+    """Unwritten gradients of x, scale, shift (as scale's) and weight (none: (0,)), all contiguous."""
+    d_x, d_scale, d_shift = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, scale, scale))
+    return d_x, d_scale, d_shift, x.new_empty(0) if weight is None else torch.empty_like(weight)
 
 
 def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
-    x, scale, _, weight, ctx.eps, ctx.center = inputs
+    x, scale, shift, weight, ctx.eps, ctx.center = inputs
+    ctx.shift_shape = shift.shape
     ctx.save_for_backward(x, scale, weight)
 
 
 def _autograd(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
     x, scale, weight = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: only PyTorch's arithmetic can be differentiated again
-        gradients = norm_adaln_backward_reference(grad, x, scale, weight, ctx.eps, ctx.center)
-    else:
-        gradients = torch.ops.mmdit.norm_adaln_backward(grad, x, scale, weight, ctx.eps, ctx.center)
-    d_x, d_scale, d_shift, d_weight = gradients
-    return d_x, d_scale, d_shift, None if weight is None else d_weight, None, None
+    # under create_graph=True the gradient must be differentiable again, which only PyTorch's arithmetic is
+    run = norm_adaln_backward_reference if torch.is_grad_enabled() else _call_backward
+    d_x, d_scale, d_shift, d_weight = run(grad, x, scale, weight, ctx.eps, ctx.center)
+    return d_x, d_scale, d_shift.view(ctx.shift_shape), None if weight is None else d_weight, None, None
 
 
-def _fake_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], eps: float, center: bool
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-register_op(
+_call_forward = register_op(
     "norm_adaln(Tensor x, Tensor scale, Tensor shift, Tensor? weight, float eps, bool center) -> Tensor",
-    implementation=_forward,
-    fake=_fake_forward,
+    kernel=_forward,
+    reference=lambda *arguments: norm_adaln_reference(*arguments).contiguous(),
+    fake=lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+    unsupported=_unsupported,
     setup_context=_setup_context,
     backward=_autograd,
 )
-register_op(
+_call_backward = register_op(
     "norm_adaln_backward(Tensor grad, Tensor x, Tensor scale, Tensor? weight, float eps, bool center)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    implementation=_backward,
+    kernel=_backward,
+    reference=_backward_reference,
     fake=_empty_gradients,
+    unsupported=_unsupported,
 )

@@ -1,32 +1,44 @@
-"""Tile sizes of the norm_adaln kernels: a fixed table, never tuned at a user's call."""
+"""Tile sizes of the norm_adaln kernels: a fixed table, never tuned at a user's call.
+
+Measured on one H200 (torch 2.11, Triton 3.6, bf16, CUDA graph, cold L2) at (1, 32, 128) x 186 x 128 and
+8 x 4096 x 3072; other sizes follow the nearest of these.
+"""
 
 from typing import NamedTuple
 
 MAX_DIM = 16384  # a row lies in one tile
-PROGRAMS = 528  # programs that a backward is spread over: 4 for each of an H200's 132 multiprocessors
 
 
 class Tiles(NamedTuple):
-    """A tile of `rows` by `block` columns, its warps, and into how many chunks a sample's rows are split."""
+    """A tile of `rows` by `block` columns and its warps.
+
+    A backward splits a sample's rows into `chunks`, and loads `stages` - 1 tiles ahead.
+    """
 
     rows: int
     block: int
     warps: int
     chunks: int = 1
+    stages: int = 1
 
 
-def forward_tiles(dim: int) -> Tiles:
-    """About 2,048 elements a tile, at least one row."""
+def forward_tiles(batch: int, length: int, dim: int) -> Tiles:
     block = next_power_of_2(dim)
-    return Tiles(rows=max(1, 2048 // block), block=block, warps=warps(block))
+    if block > 2048:
+        return Tiles(rows=2, block=block, warps=block // 1024)
+    tile = 2048 if batch * length * dim < 1 << 21 else 4096
+    return Tiles(rows=tile // block, block=block, warps=8)
 
 
 def backward_tiles(batch: int, length: int, dim: int) -> Tiles:
-    """As forward; enough chunks to fill the chip, none shorter than a tile."""
     block = next_power_of_2(dim)
-    rows = max(1, 2048 // block)
-    chunks = max(1, min(-(-PROGRAMS // batch), length // rows))
-    return Tiles(rows=rows, block=block, warps=warps(block), chunks=chunks)
+    if batch >= 100 and block <= 1024:  # a program for each sample: no second stage
+        return Tiles(rows=4096 // block, block=block, warps=8, stages=3)
+    rows = max(1, (1024 if batch * length * dim < 1 << 18 else 2048) // block)
+    tiles = -(-length // rows)
+    tiles_each = -(-batch * tiles // (264 if block > 2048 else 528))  # two or four programs for each multiprocessor
+    chunks = max(1, -(-tiles // tiles_each))
+    return Tiles(rows=rows, block=block, warps=max(2, block // 1024), chunks=chunks, stages=min(4, tiles_each))
 
 
 def reduce_tiles(dim: int) -> Tiles:
@@ -36,7 +48,3 @@ def reduce_tiles(dim: int) -> Tiles:
 
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-def warps(block: int) -> int:
-    return max(4, min(16, block // 512))

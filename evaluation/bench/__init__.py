@@ -1,0 +1,1 @@
+"""Timing on a GPU: the fused ops against vanilla PyTorch, eager and compiled, interleaved in one process."""

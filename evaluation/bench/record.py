@@ -1,0 +1,61 @@
+"""The record of a benchmark run: what was timed, on what, and every round's median."""
+
+from datetime import datetime
+from statistics import median, quantiles
+from typing import Literal
+
+from pydantic import Field
+
+from evaluation.suite.result import Record
+
+Direction = Literal["forward", "forward+backward"]
+Mode = Literal["eager", "graph"]
+Contender = Literal["eager", "compiled", "fused"]
+
+
+class BenchMachine(Record):
+    """What the run ran on."""
+
+    gpu: str
+    driver: str
+    torch_version: str
+    triton_version: str
+    cuda_version: str
+    python_version: str
+    copy_gb_s: float = Field(description="measured device-to-device copy, bytes read plus bytes written")
+
+
+class Timing(Record):
+    """One contender at one case. Times are medians of a round in microseconds, rounds of contenders interleaved."""
+
+    op: str
+    shape: tuple[int, int, int] = Field(description="(B, L, D) of x")
+    dtype: str
+    direction: Direction
+    mode: Mode = Field(description="eager: called as is; graph: replayed from a CUDA graph; L2 flushed before either")
+    contender: Contender
+    rounds_us: list[float]
+    samples: int = Field(description="calls timed, over all rounds")
+    floor_bytes: int = Field(description="each input read once, each output written once")
+    error: float = Field(description="worst relative L2 error of outputs and gradients against an fp64 oracle")
+
+    @property
+    def median_us(self) -> float:
+        return median(self.rounds_us)
+
+    @property
+    def spread_us(self) -> float:
+        """Distance between the quartiles of the rounds."""
+        low, _, high = quantiles(self.rounds_us, n=4)
+        return high - low
+
+
+class BenchRecord(Record):
+    """One run of a benchmark command."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    command: str
+    started_at: datetime
+    trees_sha256: dict[str, str] = Field(description="of each tree's Python files")
+    machine: BenchMachine
+    timings: list[Timing]

@@ -1,0 +1,110 @@
+"""One benchmark run of the ops, on the current GPU."""
+
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import torch
+import triton
+from rich.progress import Progress
+from torch import Tensor
+
+from evaluation.bench.norm_adaln import OPS, SHAPES, Case
+from evaluation.bench.record import BenchMachine, BenchRecord, Contender, Direction, Mode, Timing
+from evaluation.bench.timing import capture, copy_bandwidth, time_in_turns
+from evaluation.bench.trees import hash_tree, load_tree
+
+# a few roundings of each dtype; vanilla's own error in bf16 is 3e-3
+LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def time_ops(before: Path, after: Path, dtype: torch.dtype, rounds: int, rep_ms: int, command: str) -> BenchRecord:
+    """Check and time every op, shape, direction and mode with every contender in turns.
+
+    Raises RuntimeError where a contender's numbers are wrong, or the fused tree does not launch its kernels.
+    """
+    torch.manual_seed(torch.seed())
+    started_at = datetime.now(UTC)
+    vanilla, fused = load_tree(before), load_tree(after)
+    machine = describe_machine()
+    timings = []
+    with Progress() as progress:
+        for op, shape in progress.track(list(product(OPS, SHAPES)), description="ops"):
+            torch.compiler.reset()
+            function: dict[Contender, Callable[..., Tensor]] = {
+                "eager": getattr(vanilla, op),
+                "compiled": torch.compile(getattr(vanilla, op), dynamic=False),
+                "fused": getattr(fused, op),
+            }
+            case = Case.draw(op, shape, dtype)
+            path = fused.explain(function["fused"], case.x, case.scale, case.shift).path
+            if path != "fused":
+                raise RuntimeError(f"{op}: expected the fused path at {shape}, got {path}")
+            for direction, mode in product(get_args(Direction), get_args(Mode)):
+                timings += time_case(case, function, direction, mode, rounds, rep_ms)
+    trees = {name: hash_tree(tree) for name, tree in (("before", before), ("after", after))}
+    return BenchRecord(command=command, started_at=started_at, trees_sha256=trees, machine=machine, timings=timings)
+
+
+def time_case(
+    case: Case,
+    functions: dict[Contender, Callable[..., Tensor]],
+    direction: Direction,
+    mode: Mode,
+    rounds: int,
+    rep_ms: int,
+) -> list[Timing]:
+    """A Timing for each contender, after its outputs have been checked on memory poisoned with NaN."""
+    calls = {name: case.call(function, direction) for name, function in functions.items()}
+    errors = {}
+    for name, call in calls.items():
+        torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
+        errors[name] = case.error(call())
+        torch.use_deterministic_algorithms(False)
+        if not errors[name] < LIMITS[case.x.dtype]:
+            raise RuntimeError(
+                f"{case.op} {direction}, {name}: expected an error below {LIMITS[case.x.dtype]}, got {errors[name]}"
+            )
+    if mode == "graph":
+        calls = {name: capture(call) for name, call in calls.items()}
+    medians: dict[str, list[float]] = {name: [] for name in calls}
+    samples = dict.fromkeys(calls, 0)
+    for name, median_us, count in time_in_turns(calls, rounds, rep_ms):
+        medians[name].append(median_us)
+        samples[name] += count
+    return [
+        Timing(
+            op=case.op,
+            shape=tuple(case.x.shape),
+            dtype=str(case.x.dtype).removeprefix("torch."),
+            direction=direction,
+            mode=mode,
+            contender=name,
+            rounds_us=medians[name],
+            samples=samples[name],
+            floor_bytes=case.floor_bytes(direction),
+            error=errors[name],
+        )
+        for name in functions
+    ]
+
+
+def driver_version() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def describe_machine() -> BenchMachine:
+    return BenchMachine(
+        gpu=torch.cuda.get_device_name(),
+        driver=driver_version(),
+        torch_version=torch.__version__,
+        triton_version=triton.__version__,
+        cuda_version=torch.version.cuda,
+        python_version=platform.python_version(),
+        copy_gb_s=copy_bandwidth(),
+    )
