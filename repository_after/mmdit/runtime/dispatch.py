@@ -125,7 +125,6 @@ def _why(x: Tensor) -> str:
     return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}" if x.is_cuda else "TRITON_INTERPRET=1"
 
 
-@torch.compiler.assume_constant_result
 def _platform_problem(device: int) -> Optional[str]:
     """What this machine lacks to run kernels on a device (-1: the CPU, in the interpreter), found out once."""
     if device not in _platform_problems:

@@ -1,0 +1,141 @@
+"""Turns two runs of the suite and their failures into a report."""
+
+from collections import Counter, defaultdict
+from datetime import datetime, timedelta
+
+from evaluation.report.models import (
+    Axis,
+    Comparison,
+    Environment,
+    Report,
+    Results,
+    RunSettings,
+    Summary,
+    TestRun,
+    TreeResults,
+    TreeSection,
+    Verdict,
+)
+from evaluation.suite.pair import PairRun
+from evaluation.suite.result import Expectation, Failure, FailureKind, SuiteRun
+
+_SPEED = Axis(status="not_measured", reason="this version of the grader does not measure speed")
+_INTEGRITY = Axis(status="not_measured", reason="this version of the grader does not look for forged results")
+_SAYS_NOTHING_OF: dict[Expectation, frozenset[FailureKind]] = {
+    "contract": frozenset({FailureKind.UPGRADE_PASSED_ON_BEFORE, FailureKind.UPGRADE_FAILED_ON_AFTER}),
+    "upgrade": frozenset({FailureKind.CONTRACT_FAILED}),
+}
+
+
+def build_report(
+    pair: PairRun,
+    *,
+    run_id: str,
+    started_at: datetime,
+    duration_seconds: float,
+    settings: RunSettings,
+    environment: Environment,
+) -> Report:
+    """The verdict on a pair of runs: success when nothing failed."""
+    before, after, failures = pair.before, pair.after, pair.failures
+    comparison = _compare(before, after, passed_gate=not failures)
+    return Report(
+        run_id=run_id,
+        started_at=started_at,
+        finished_at=started_at + timedelta(seconds=duration_seconds),
+        duration_seconds=duration_seconds,
+        settings=settings,
+        environment=environment,
+        before=_section(before, failures),
+        after=_section(after, failures),
+        comparison=comparison,
+        results=Results(before=_results(before), after=_results(after), comparison=comparison),
+        verdict=Verdict(
+            correctness=_axis("contract", after, failures),
+            deployability=_axis("upgrade", after, failures),
+            speed=_SPEED,
+            integrity=_INTEGRITY,
+        ),
+        failures=failures,
+        success=not failures,
+        error=headline(failures),
+    )
+
+
+def headline(failures: tuple[Failure, ...]) -> str | None:
+    """One line that names the cause; None when there is nothing to name."""
+    if not failures:
+        return None
+    first, more = failures[0], len(failures) - 1
+    tree = f"{first.tree}: " if first.tree else ""
+    return f"{tree}{first.kind}: {first.message}" + (f" (and {more} more)" if more else "")
+
+
+def _axis(expectation: Expectation, after: SuiteRun, failures: tuple[Failure, ...]) -> Axis:
+    """Fail when `after` is at fault, inconclusive when something else keeps its passes from meaning anything."""
+    cases = [case for case in after.cases if case.expectation == expectation]
+    wrong = [case for case in cases if case.outcome != "passed"]
+    if wrong:
+        return Axis(status="fail", reason=f"{len(wrong)} of {len(cases)} {expectation} tests did not pass")
+    doubts = tuple(failure for failure in failures if failure.kind not in _SAYS_NOTHING_OF[expectation])
+    if doubts or not cases:
+        blame = tuple(failure for failure in doubts if failure.tree == "after")
+        return Axis(
+            status="fail" if blame else "inconclusive",
+            reason=headline(blame or doubts) or f"no {expectation} test ran",
+        )
+    left_out = sum(each.expectation == expectation for each in after.not_run)
+    more = f", {left_out} were not run" if left_out else ""
+    return Axis(status="pass", reason=f"{len(cases)} {expectation} tests passed{more}")
+
+
+def _section(run: SuiteRun, failures: tuple[Failure, ...]) -> TreeSection:
+    return TreeSection(
+        tests=TestRun(
+            passed=run.return_code == 0,
+            as_declared=bool(run.cases) and not any(failure.tree == run.role for failure in failures),
+            return_code=run.return_code,
+            duration_seconds=run.duration_seconds,
+            output=run.log_tail,
+        )
+    )
+
+
+def _compare(before: SuiteRun, after: SuiteRun, passed_gate: bool) -> Comparison:
+    passed_before = {case.nodeid: case.outcome == "passed" for case in before.cases}
+    moves: dict[tuple[bool, bool], list[str]] = defaultdict(list)
+    for case in after.cases:
+        if case.nodeid in passed_before:
+            moves[passed_before[case.nodeid], case.outcome == "passed"].append(case.nodeid)
+    fixed, kept, broken, still_failing = (
+        tuple(moves[move]) for move in ((False, True), (True, True), (True, False), (False, False))
+    )
+    return Comparison(
+        passed_gate=passed_gate,
+        improvement_summary=(
+            f"{len(fixed)} tests that fail on before pass on after, {len(kept)} pass on both, "
+            f"{len(broken) + len(still_failing)} fail on after, {len(after.not_run)} were not run"
+        ),
+        fail_to_pass=fixed,
+        pass_to_pass=kept,
+        pass_to_fail=broken,
+        fail_to_fail=still_failing,
+    )
+
+
+def _results(run: SuiteRun) -> TreeResults:
+    counts = Counter(case.outcome for case in run.cases)
+    skipped = len(run.not_run) + counts["skipped"] + counts["xfailed"] + counts["xpassed"]
+    return TreeResults(
+        success=run.return_code == 0,
+        exit_code=run.return_code,
+        tests=run.cases,
+        not_run=run.not_run,
+        summary=Summary(
+            total=len(run.cases) + len(run.not_run),
+            passed=counts["passed"],
+            failed=counts["failed"],
+            errors=counts["error"],
+            skipped=skipped,
+        ),
+    )

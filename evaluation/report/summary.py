@@ -1,0 +1,49 @@
+"""What a person reads at the end of a run: the verdict first, then why, then the numbers."""
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evaluation.report.models import Report, Status, TreeResults
+from evaluation.suite.result import exit_code
+from evaluation.suite.show import print_failures, print_not_run
+
+_STYLES: dict[Status, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not_measured": "dim"}
+_WORDS = {0: "[bold green]SUCCESS[/]", 1: "[bold red]FAILED[/]", 3: "[bold yellow]NO VERDICT[/]"}
+
+
+def print_report(console: Console, report: Report, file: Path) -> None:
+    reason = report.error or report.comparison.improvement_summary
+    console.print(f"\n{_WORDS[exit_code(report.failures)]} {escape(reason)}\n", soft_wrap=True)
+    cases = (*report.results.after.tests, *report.results.before.tests)
+    print_failures(console, report.failures, {case.nodeid: case for case in reversed(cases)})
+    console.print(_axes(report))
+    console.print(_counts(report))
+    print_not_run(console, report.results.after.not_run)
+    console.print(f"report: {file}", soft_wrap=True)
+
+
+def _axes(report: Report) -> Table:
+    table = Table("axis", "status", "reason")
+    for name, axis in report.verdict:
+        table.add_row(name, f"[{_STYLES[axis.status]}]{axis.status}[/]", escape(axis.reason))
+    return table
+
+
+def _counts(report: Report) -> Table:
+    table = Table("tests", "before", "after")
+    for expectation in ("contract", "upgrade"):
+        columns = [_count(results, expectation) for results in (report.results.before, report.results.after)]
+        table.add_row(expectation, *columns)
+    seconds = (report.before.tests.duration_seconds, report.after.tests.duration_seconds)
+    table.add_row("seconds", *(f"{each:.0f}" for each in seconds))
+    return table
+
+
+def _count(results: TreeResults, expectation: str) -> str:
+    outcomes = Counter(case.outcome for case in results.tests if case.expectation == expectation)
+    outcomes["not run"] = sum(each.expectation == expectation for each in results.not_run)
+    return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items() if number) or "none"

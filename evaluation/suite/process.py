@@ -1,0 +1,181 @@
+"""Runs one command with a time limit, a bounded log, and no process left behind. Linux only."""
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+from evaluation.suite.result import GraderError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TAIL_BYTES = 32 * 1024
+_POLL_SECONDS = 0.1
+_KILL_SECONDS = 30.0
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+OutputHandler = Callable[[bytes], None]
+
+
+class Interrupted(BaseException):
+    """A stop signal arrived. Not an Exception, so that no handler of errors takes it for one."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended: `return_code` is negative for a signal, and None when the time limit ended it."""
+
+    return_code: int | None
+    seconds: float
+    tail: str
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """Let the first stop signal raise Interrupted; later ones are ignored, so that clean-up ends undisturbed."""
+
+    def stop(signum: int, _frame: FrameType | None) -> NoReturn:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    previous = {each: signal.signal(each, stop) for each in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def run_bounded(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout: float,
+    stdin: bytes = b"",
+    on_output: OutputHandler | None = None,
+) -> Finished:
+    """Run `command` in a session of its own and leave no process of it alive, however this call ends.
+
+    stdin holds at most a pipe's worth of bytes and then ends. Of stdout and stderr together the last
+    TAIL_BYTES are kept; `on_output` sees every chunk, and an empty one now and then while there is none.
+    """
+    _adopt_orphans()
+    bystanders = _children()
+    started = time.monotonic()
+    process = None
+    try:
+        with _pipe_holding(stdin) as source:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=dict(env),
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        tail = _follow(process, started + timeout, on_output or _ignore)
+        return_code = process.poll()
+    finally:
+        with _stop_signals_deferred():
+            if process is not None and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            _kill_children_except(bystanders)
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        tail = (tail + _drain(pipe.fileno()))[-TAIL_BYTES:]
+    return Finished(return_code, time.monotonic() - started, tail.decode(errors="replace"))
+
+
+def _follow(process: subprocess.Popen[bytes], deadline: float, on_output: OutputHandler) -> bytes:
+    """Read the output until the process or its time ends; return the end of it."""
+    assert process.stdout is not None
+    tail = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while process.poll() is None and time.monotonic() < deadline:
+            if not selector.get_map():  # the output was closed; only the process is left to wait for
+                time.sleep(_POLL_SECONDS)
+                chunk = b""
+            elif not selector.select(_POLL_SECONDS):
+                chunk = b""
+            elif not (chunk := os.read(process.stdout.fileno(), 1 << 16)):
+                selector.unregister(process.stdout)
+            tail = (tail + chunk)[-TAIL_BYTES:]
+            on_output(chunk)
+    return tail
+
+
+def _drain(descriptor: int) -> bytes:
+    """What is left in a pipe that nobody writes to any more."""
+    os.set_blocking(descriptor, False)
+    chunks = []
+    with suppress(BlockingIOError):
+        while chunk := os.read(descriptor, 1 << 16):
+            chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _pipe_holding(data: bytes) -> BinaryIO:
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as writer:
+        writer.write(data)
+    return os.fdopen(read_end, "rb")
+
+
+@contextmanager
+def _stop_signals_deferred() -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of descendants whose parent ends, also of those that left the session."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise GraderError(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
+
+
+def _children() -> set[int]:
+    own = os.getpid()
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # the process ended meanwhile
+            fields = stat.read_bytes().rpartition(b")")[2].split()
+            if int(fields[1]) == own:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def _kill_children_except(bystanders: set[int]) -> None:
+    """Kill and reap children, then the orphans that this hands to us, until none is left."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while strangers := _children() - bystanders:
+        if time.monotonic() > deadline:
+            raise GraderError(f"processes {sorted(strangers)} do not end")
+        for pid in strangers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in strangers:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _ignore(_chunk: bytes) -> None:
+    pass

@@ -1,0 +1,157 @@
+"""What a run of the suite on one tree gave, and the name of every way in which it can go wrong."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Role = Literal["before", "after"]
+Expectation = Literal["contract", "upgrade"]
+Outcome = Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed"]
+
+_MESSAGE_LENGTH = 300
+
+
+class Record(BaseModel):
+    """Base of all records: unknown fields, NaN and infinity are errors, and a record never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FailureKind(StrEnum):
+    """Every way to fail. What a kind means for the exit code is `exit_code` below."""
+
+    # The tree is not one that tests could run on.
+    UNREADABLE_TREE = "unreadable_tree"
+    NO_PACKAGE = "no_package"
+    SYNTAX_ERROR = "syntax_error"
+    IMPORT_ERROR = "import_error"
+    IMPORT_HANG = "import_hang"
+    IMPORT_EXIT = "import_exit"
+    IMPORT_CRASHED = "import_crashed"
+
+    # The suite did not run to its end, or its report cannot be believed.
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    NO_REPORT = "no_report"
+    INVALID_REPORT = "invalid_report"
+    REPORT_MISMATCH = "report_mismatch"
+    COLLECTION_ERROR = "collection_error"
+    INTERRUPTED = "interrupted"
+    INTERNAL_ERROR = "internal_error"
+    PYTEST_USAGE = "pytest_usage"
+    NO_TESTS = "no_tests"
+    EXPECTATION_MISSING = "expectation_missing"
+
+    # The suite ran, and the tree did not do what was declared.
+    CONTRACT_FAILED = "contract_failed"
+    UPGRADE_PASSED_ON_BEFORE = "upgrade_passed_on_before"
+    UPGRADE_FAILED_ON_AFTER = "upgrade_failed_on_after"
+    UNDECLARED_OUTCOME = "undeclared_outcome"
+    MISSING_TESTS = "missing_tests"
+    EXPECTATION_DIFFERS = "expectation_differs"
+
+    # The grader could not do its work.
+    GRADER_ERROR = "grader_error"
+
+
+RUN_PROBLEMS = frozenset(
+    {
+        FailureKind.TIMEOUT,
+        FailureKind.CRASHED,
+        FailureKind.NO_REPORT,
+        FailureKind.INVALID_REPORT,
+        FailureKind.REPORT_MISMATCH,
+        FailureKind.COLLECTION_ERROR,
+        FailureKind.INTERRUPTED,
+        FailureKind.INTERNAL_ERROR,
+        FailureKind.PYTEST_USAGE,
+        FailureKind.NO_TESTS,
+        FailureKind.EXPECTATION_MISSING,
+    }
+)
+
+
+class Failure(Record):
+    """One named reason why the verdict is not success."""
+
+    kind: FailureKind
+    tree: Role | None
+    message: str
+    nodeids: tuple[str, ...] = ()
+
+
+class CaseResult(Record):
+    """One test that ran. `message` is the line that failed, and is there exactly when it did not pass."""
+
+    nodeid: str
+    name: str
+    outcome: Outcome
+    expectation: Expectation
+    duration_seconds: float
+    message: str | None = None
+
+    @model_validator(mode="after")
+    def _message_says_why(self) -> Self:
+        if (self.outcome == "passed") != (self.message is None):
+            raise ValueError(f"{self.nodeid}: a message goes with every outcome but passed")
+        return self
+
+
+class NotRun(Record):
+    """One test that was left out, and why. It is never counted as passed."""
+
+    nodeid: str
+    reason: str
+    expectation: Expectation
+
+
+class SuiteRun(Record):
+    """The suite on one tree. `return_code` is None when pytest did not start or had to be killed."""
+
+    role: Role
+    tree: str
+    cases: tuple[CaseResult, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+    return_code: int | None = None
+    duration_seconds: float = 0.0
+    log_tail: str = ""
+    failures: tuple[Failure, ...] = ()
+
+
+class GraderError(Exception):
+    """The grader could not do its work; no candidate is to blame."""
+
+
+class TreeProblem(Exception):
+    """A tree, or the suite's run on it, failed in a named way."""
+
+    def __init__(self, kind: FailureKind, message: str, nodeids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.kind, self.message, self.nodeids = kind, message, nodeids
+
+    def failure(self, tree: Role) -> Failure:
+        return Failure(kind=self.kind, tree=tree, message=self.message, nodeids=self.nodeids)
+
+
+def short_line(text: str) -> str:
+    """The first line of `text` that says something, cut to a length that a table can show."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= _MESSAGE_LENGTH else line[: _MESSAGE_LENGTH - 1] + "…"
+
+
+def grader_is_to_blame(failure: Failure) -> bool:
+    """Whether a failure means that the grader could not do its work.
+
+    A run that broke on `before` leaves nothing to grade against, and whatever the machine or the suite did to
+    the reference is not the candidate's doing. A `before` that cannot be imported, or that ran and did not do
+    what was declared, is at fault itself, like any other tree.
+    """
+    broken_reference = failure.tree == "before" and failure.kind in RUN_PROBLEMS
+    return failure.kind is FailureKind.GRADER_ERROR or broken_reference
+
+
+def exit_code(failures: Iterable[Failure]) -> int:
+    """0 without failures, 3 when the grader could not do its work, 1 when a tree is at fault."""
+    return max((3 if grader_is_to_blame(failure) else 1 for failure in failures), default=0)

@@ -1,0 +1,62 @@
+"""A private copy of a tree, and the environment and scratch space of the processes that run on it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.suite.result import FailureKind, Role, TreeProblem
+
+_SYSTEM = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV")
+_TOOLS = ("CC", "CXX", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_KEPT_PREFIXES = ("LC_", "CUDA", "NVIDIA_")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """`tree` is the copy, `source` what the user named; `env` names folders in `scratch` only."""
+
+    role: Role
+    source: Path
+    tree: Path
+    scratch: Path
+    env: Mapping[str, str]
+
+
+def child_environment(scratch: Path) -> dict[str, str]:
+    """The machine's settings without those of Python, pytest, Triton and the kata, and with private caches."""
+    kept = {
+        name: value for name, value in os.environ.items() if name in _SYSTEM + _TOOLS or name.startswith(_KEPT_PREFIXES)
+    }
+    return kept | {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": str(scratch),
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+    }
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards, whatever a candidate left in it."""
+    with tempfile.TemporaryDirectory(prefix="mmdit-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def staged(source: Path, role: Role) -> Iterator[Staged]:
+    """Copy `source`, so that a run cannot change it and sees one state of it.
+
+    Raises TreeProblem when a file in it cannot be copied.
+    """
+    with scratch_folder() as folder:
+        tree, scratch = folder / "tree" / source.resolve().name, folder / "scratch"
+        scratch.mkdir()
+        try:
+            shutil.copytree(source, tree, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".git", "*.pyc"))
+        except (OSError, shutil.Error) as error:
+            raise TreeProblem(FailureKind.UNREADABLE_TREE, f"cannot be copied: {error}") from error
+        yield Staged(role, source, tree, scratch, child_environment(scratch))

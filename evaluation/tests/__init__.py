@@ -1,0 +1,1 @@
+"""Grades the grader; the kata's own suite is tests/ at the top."""

@@ -1,0 +1,1 @@
+"""Scripts that the grader starts in a process of their own: the only code of ours that a candidate shares."""
