@@ -20,7 +20,7 @@ from evaluation.report.environment import describe_environment
 from evaluation.report.junit import to_junit
 from evaluation.report.models import RunSettings
 from evaluation.report.summary import print_report
-from evaluation.report.write import check_writable, default_report_file, write_atomically, write_report
+from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
 from evaluation.suite.pair import run_pair
 from evaluation.suite.result import exit_code
@@ -83,7 +83,7 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path) ->
         ),
         environment=describe_environment(ROOT, pair.machine),
     )
-    write_report(report, file, reports / "latest.json")
+    write_record(report, file, reports / "latest.json")
     if options.junit:
         write_atomically(options.junit, to_junit(report))
     print_report(console, report, file)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from evaluation.bench.record import BenchRecord
 from evaluation.bench.table import markdown_table, shortfalls
-from evaluation.report.write import write_atomically
+from evaluation.report.write import write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     dtype = getattr(torch, arguments.dtype)
     record = time_ops(arguments.before, arguments.after, dtype, arguments.rounds, arguments.rep, command)
     if arguments.output:
-        write_atomically(arguments.output, record.model_dump_json(indent=1) + "\n")
+        write_record(record, arguments.output)
     print(markdown_table(record))
     short = shortfalls(record)
     print("\n".join(short) if short else "Nowhere slower than torch.compile, nowhere short of the bandwidth target.")

@@ -56,6 +56,7 @@ class BenchRecord(Record):
     schema_version: Literal["1.0"] = "1.0"
     command: str
     started_at: datetime
-    trees_sha256: dict[str, str] = Field(description="of each tree's Python files")
+    before_sha256: str = Field(description="of the Python files of the vanilla tree")
+    after_sha256: str = Field(description="of the Python files of the fused tree")
     machine: BenchMachine
     timings: list[Timing]

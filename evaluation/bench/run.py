@@ -46,8 +46,14 @@ def time_ops(before: Path, after: Path, dtype: torch.dtype, rounds: int, rep_ms:
                 raise RuntimeError(f"{op}: expected the fused path at {shape}, got {path}")
             for direction, mode in product(get_args(Direction), get_args(Mode)):
                 timings += time_case(case, function, direction, mode, rounds, rep_ms)
-    trees = {name: hash_tree(tree) for name, tree in (("before", before), ("after", after))}
-    return BenchRecord(command=command, started_at=started_at, trees_sha256=trees, machine=machine, timings=timings)
+    return BenchRecord(
+        command=command,
+        started_at=started_at,
+        before_sha256=hash_tree(before),
+        after_sha256=hash_tree(after),
+        machine=machine,
+        timings=timings,
+    )
 
 
 def time_case(

@@ -1,43 +1,59 @@
-"""The committed JSON Schema of the report.
+"""The committed JSON Schemas of what the grader writes: the report, and the record of a benchmark.
 
-`python -m evaluation.report.schema` writes it anew from the models; `--check` only says whether it is up to date.
+`python -m evaluation.report.schema` writes them anew from the models; `--check` only says whether they are up to date.
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from evaluation.bench.record import BenchRecord
 from evaluation.report.models import Report
+from evaluation.suite.result import Record
 
-SCHEMA_FILE = Path(__file__).resolve().parents[1] / "schema" / "report.schema.json"
+FOLDER = Path(__file__).resolve().parents[1] / "schema"
+MODELS: tuple[type[Record], ...] = (Report, BenchRecord)
 
 
-def generate() -> str:
-    """The schema as text, for the file."""
-    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"]} | Report.model_json_schema(mode="serialization")
+def schema_file(model: type[Record]) -> Path:
+    """Where a model's schema lies: report.schema.json, bench_record.schema.json."""
+    return FOLDER / f"{re.sub('(?<!^)(?=[A-Z])', '_', model.__name__).lower()}.schema.json"
+
+
+def generate(model: type[Record]) -> str:
+    """A model's schema as text, for its file."""
+    body = model.model_json_schema(mode="serialization")
+    schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"]} | body
     Draft202012Validator.check_schema(schema)
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def validate(document: Any) -> None:
-    """Raise jsonschema.ValidationError unless `document` has the committed form."""
-    Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))).validate(document)
+def validate(model: type[Record], document: Any) -> None:
+    """Raise jsonschema.ValidationError unless `document` has the committed form of this model."""
+    Draft202012Validator(json.loads(schema_file(model).read_text(encoding="utf-8"))).validate(document)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.report.schema", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the file is out of date")
-    schema = generate()
-    if not parser.parse_args(argv).check:
-        SCHEMA_FILE.write_text(schema, encoding="utf-8")
-    elif SCHEMA_FILE.read_text(encoding="utf-8") != schema:
-        print(f"{SCHEMA_FILE} is out of date: run python -m evaluation.report.schema", file=sys.stderr)
-        return 1
-    return 0
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is out of date")
+    check = parser.parse_args(argv).check
+    stale = [model for model in MODELS if not _is_current(model)]
+    for model in stale:
+        if check:
+            print(f"{schema_file(model)} is out of date: run python -m evaluation.report.schema", file=sys.stderr)
+        else:
+            schema_file(model).write_text(generate(model), encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+def _is_current(model: type[Record]) -> bool:
+    file = schema_file(model)
+    return file.exists() and file.read_text(encoding="utf-8") == generate(model)
 
 
 if __name__ == "__main__":

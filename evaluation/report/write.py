@@ -6,9 +6,8 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from evaluation.report.models import Report
 from evaluation.report.schema import validate
-from evaluation.suite.result import GraderError
+from evaluation.suite.result import GraderError, Record
 
 
 def default_report_file(reports: Path, started_at: datetime, run_id: str) -> Path:
@@ -29,10 +28,10 @@ def check_writable(folder: Path) -> None:
         raise GraderError(f"cannot write reports to {folder}: {error.strerror}") from error
 
 
-def write_report(report: Report, *files: Path) -> None:
-    """Validate against the committed schema, then put the report in place in each of `files`."""
-    text = json.dumps(report.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-    validate(json.loads(text))
+def write_record(record: Record, *files: Path) -> None:
+    """Validate against the committed schema of its model, then put the record in place in each of `files`."""
+    text = json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    validate(type(record), json.loads(text))
     for file in files:
         write_atomically(file, text)
 

@@ -39,7 +39,9 @@ def make_record(fused_us: list[float], compiled_us: list[float], floor_bytes: in
         for mode in ("eager", "graph")
         for name, times in rounds.items()
     ]
-    return BenchRecord(command="c", started_at=datetime.now(UTC), trees_sha256={}, machine=machine, timings=timings)
+    return BenchRecord(
+        command="c", started_at=datetime.now(UTC), before_sha256="b", after_sha256="a", machine=machine, timings=timings
+    )
 
 
 def test_a_timing_tells_the_median_and_the_quartile_distance_of_its_rounds() -> None:
