@@ -1,0 +1,128 @@
+"""On an NVIDIA GPU: both trees' numbers in fp32, bf16 and fp16, and proof that the fused tree launched its kernels."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from tests.adaln import OPS, VARIANTS, adaln_inputs, adaln_values, assert_adaln_matches_oracle
+from tests.cases import (
+    BLOCK_CONDITIONED,
+    BLOCK_CROSS,
+    CROSS,
+    SELF,
+    SMALL,
+    STACK,
+    TARGET,
+    TARGET_STACK,
+    Kind,
+    Shape,
+    random_mask,
+)
+from tests.verify import assert_matches_oracle, build, draw_inputs
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SIZES = ((1, 1, 16), (3, 7, 100), (2, 5, 257), (32, 186, 128), (2, 512, 3072))
+KINDS = (SELF, CROSS, BLOCK_CONDITIONED, BLOCK_CROSS, STACK)
+
+
+@pytest.fixture(autouse=True)
+def ieee_fp32() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def kernels_on_the_gpu(profile: torch.profiler.profile) -> list[str]:
+    cuda = torch.autograd.DeviceType.CUDA
+    return [event.name for event in profile.events() if event.device_type == cuda]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_functional_forward_and_gradients_match_the_oracle(
+    mmdit: ModuleType, op: str, size: tuple[int, int, int], dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    inputs = {name: t.cuda() for name, t in adaln_inputs(op, size, rng).items()}
+    assert_adaln_matches_oracle(mmdit, op, inputs, dtype)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("op", OPS)
+def test_functional_on_any_strides_and_scale_matches_the_oracle(
+    mmdit: ModuleType, op: str, variant: str, rng: torch.Generator
+) -> None:
+    inputs = {name: t.cuda() for name, t in adaln_inputs(op, (3, 186, 100), rng).items()}
+    assert_adaln_matches_oracle(mmdit, op, VARIANTS[variant](inputs), torch.float32)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [SMALL, Shape(2, 65, 64, 8, 16), TARGET], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_module_forward_and_gradients_match_the_oracle(
+    mmdit: ModuleType, kind: Kind, shape: Shape, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    module = build(mmdit, kind, shape, rng).cuda().to(dtype)
+    inputs = {name: t.cuda().to(dtype) for name, t in draw_inputs(kind, shape, rng).items()}
+    assert_matches_oracle(module, kind, shape, inputs, rng)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stack_of_12_layers_with_mask_and_positions_matches_the_oracle(
+    mmdit: ModuleType, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    module = build(mmdit, TARGET_STACK, TARGET, rng).cuda().to(dtype)
+    inputs = {name: t.cuda().to(dtype) for name, t in draw_inputs(TARGET_STACK, TARGET, rng).items()}
+    attn_mask = random_mask(TARGET, rng).index_fill(1, torch.tensor(3), False).cuda()
+    options = {"attn_mask": attn_mask, "start_pos": torch.tensor([0, 3900]).cuda()}
+    assert_matches_oracle(module, TARGET_STACK, TARGET, inputs, rng, **options)
+
+
+@pytest.mark.contract
+def test_inputs_on_two_devices_raise_a_device_error(mmdit: ModuleType) -> None:
+    with pytest.raises(mmdit.DeviceError):
+        mmdit.RMSNormSelfAttention(16, 2).cuda()(torch.ones(2, 7, 16))
+
+
+@pytest.mark.upgrade
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_explain_names_the_kernels_that_the_gpu_ran(
+    mmdit: ModuleType, op: str, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    inputs = {name: t.cuda() for name, t in adaln_inputs(op, (3, 186, 128), rng).items()}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        explanation = mmdit.explain(adaln_values, getattr(mmdit, op), inputs, dtype)
+        torch.cuda.synchronize()
+    ran = kernels_on_the_gpu(profile)
+    assert explanation.path == "fused", str(explanation)
+    assert len(explanation.launches) >= 2, "expected a forward and a backward kernel"
+    assert [name for name in explanation.launches if not any(name in kernel for kernel in ran)] == []
+
+
+@pytest.mark.upgrade
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_stack_takes_the_fused_path_in_every_layer(
+    mmdit: ModuleType, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    module = build(mmdit, TARGET_STACK, TARGET, rng).cuda().to(dtype)
+    inputs = {name: t.cuda().to(dtype) for name, t in draw_inputs(TARGET_STACK, TARGET, rng).items()}
+    explanation = mmdit.explain(module, **inputs)
+    assert explanation.path == "fused", str(explanation)
+    assert len(explanation.launches) >= 12
+
+
+@pytest.mark.upgrade
+@pytest.mark.parametrize("op", OPS)
+def test_two_runs_give_the_same_bits_forward_and_backward(mmdit: ModuleType, op: str, rng: torch.Generator) -> None:
+    inputs = {name: t.cuda() for name, t in adaln_inputs(op, (32, 186, 128), rng).items()}
+    assert mmdit.explain(getattr(mmdit, op), **inputs).path == "fused"
+    first, second = (adaln_values(getattr(mmdit, op), inputs, torch.bfloat16) for _ in range(2))
+    for name, t in {**first.outputs, **first.gradients}.items():
+        assert torch.equal(t, {**second.outputs, **second.gradients}[name]), f"{name} differs between two runs"
