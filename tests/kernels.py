@@ -5,6 +5,7 @@ mmdit is imported inside the checks, where it is the tree under test.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -16,12 +17,13 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.adaln import VARIANTS, adaln_inputs, adaln_values, assert_adaln_matches_oracle
-from tests.cases import BLOCK_CROSS, SMALL, STACK
+from tests.cases import BLOCK_CROSS, CROSS, MASKS, SELF, SMALL, STACK, Shape, random_mask
 from tests.numerics import TOLERANCE, assert_close
-from tests.verify import assert_matches_oracle, build, draw_inputs
+from tests.verify import assert_inference_matches_oracle, assert_matches_oracle, build, draw_inputs
 
 Size = tuple[int, int, int]
 FUSED_KINDS = {"block": BLOCK_CROSS, "stack": STACK}
+INFERENCE_KINDS = {"self": SELF, "cross": CROSS, **FUSED_KINDS}
 
 
 @contextmanager
@@ -89,8 +91,36 @@ def module_matches_the_oracle(kind: str, seed: int) -> None:
     module, inputs = build(mmdit, FUSED_KINDS[kind], SMALL, rng), draw_inputs(FUSED_KINDS[kind], SMALL, rng)
     with counted_kernels() as launched:
         explanation = mmdit.explain(assert_matches_oracle, module, FUSED_KINDS[kind], SMALL, inputs, rng)
+    assert "fused" in {decision.path for decision in explanation.decisions}, str(explanation)
+    assert list(explanation.launches) == launched
+
+
+def inference_takes_only_kernels(
+    name: str, shape: Shape, dtype: torch.dtype, mask: str | None, gain: float, seed: int
+) -> None:
+    """gain: factor of the norm weights of queries and keys, so that logits grow with its square."""
+    mmdit, rng, kind = import_module("mmdit"), seeded(seed), INFERENCE_KINDS[name]
+    module = build(mmdit, kind, shape, rng)
+    for name, parameter in module.named_parameters():
+        if "rms_norm_" in name:
+            parameter.data.mul_(gain)
+    inputs = {name: t.to(dtype) for name, t in draw_inputs(kind, shape, rng).items()}
+    attn_mask = None if mask is None else MASKS[mask](random_mask(shape, rng))
+    check = partial(assert_inference_matches_oracle, module.to(dtype), kind, shape, inputs, attn_mask=attn_mask)
+    with counted_kernels() as launched:
+        explanation = mmdit.explain(check)
     assert explanation.path == "fused", str(explanation)
-    assert launched
+    assert list(explanation.launches) == launched
+
+
+def wide_heads_take_pytorch(dtype: torch.dtype, dim_head: int, seed: int) -> None:
+    rng, shape = seeded(seed), Shape(1, 5, 3, 1, dim_head)
+    module = build(import_module("mmdit"), CROSS, shape, rng).to(dtype)
+    inputs = {name: t.to(dtype) for name, t in draw_inputs(CROSS, shape, rng).items()}
+    with torch.no_grad(), counted_kernels() as launched:
+        explanation = import_module("mmdit").explain(module, **inputs)
+    assert (explanation.path, launched) == ("pytorch", [])
+    assert "head dim" in str(explanation)
 
 
 class OpCalls(TorchDispatchMode):

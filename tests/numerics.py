@@ -24,7 +24,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Values:
-    """What a module computes: its outputs, and the gradients of its inputs and of every parameter."""
+    """What a module computes: its outputs, and the gradients of its inputs and of every parameter, if recorded."""
 
     outputs: Tensors
     gradients: Tensors
@@ -38,22 +38,31 @@ def evaluate(call: Callable[[], tuple], leaves: Tensors, cotangents: Tensors) ->
     return Values(outputs, dict(zip(leaves, gradients, strict=True)))
 
 
+def as_one_vector(tensors: Tensors) -> Tensor:
+    return torch.cat([t.double().flatten() for t in tensors.values()])
+
+
 def root_mean_square(tensors: Tensors) -> float:
-    return torch.cat([t.double().flatten() for t in tensors.values()]).square().mean().sqrt().item()
+    return as_one_vector(tensors).square().mean().sqrt().item() if tensors else 0.0
 
 
-def errors(got: Values, truth: Values, negligible: float) -> dict[str, float]:
-    """Relative L2 error of every output and gradient."""
+def errors(got: Values, truth: Values, negligible: float | None) -> dict[str, float]:
+    """Relative L2 error of every output and gradient; without a negligible share, of all gradients as one vector."""
     assert got.outputs.keys() == truth.outputs.keys(), f"{got.outputs.keys()} is not {truth.outputs.keys()}"
-    floor = negligible * root_mean_square(truth.gradients)
     found = {name: relative_l2(got.outputs[name], want) for name, want in truth.outputs.items()}
+    if negligible is None:
+        return {**found, "d_all": relative_l2(as_one_vector(got.gradients), as_one_vector(truth.gradients))}
+    floor = negligible * root_mean_square(truth.gradients)
     for name, want in truth.gradients.items():
         found[f"d_{name}"] = relative_l2(got.gradients[name], want, floor)
     return found
 
 
 def assert_accurate(
-    got: Values, reference: Callable[[torch.dtype], Values], dtype: torch.dtype, negligible: float = NEGLIGIBLE
+    got: Values,
+    reference: Callable[[torch.dtype], Values],
+    dtype: torch.dtype,
+    negligible: float | None = NEGLIGIBLE,
 ) -> None:
     """Every output and gradient within the dtype's tolerance, or its multiple of plain rounding for 16 bits.
 
@@ -71,7 +80,7 @@ def assert_accurate(
 
 def allowed_errors(plain: Mapping[str, float], dtype: torch.dtype) -> dict[str, float]:
     """What a 16-bit tree may have, given the plain reference's errors; the result itself is always rounded once."""
-    worst = max(error for name, error in plain.items() if name.startswith("d_"))
+    worst = max((error for name, error in plain.items() if name.startswith("d_")), default=0.0)
     roundoff = torch.finfo(dtype).eps / 2
     bases = {name: max(worst if name.startswith("d_") else error, roundoff) for name, error in plain.items()}
     return {name: min(ROUNDING_MULTIPLE * base, ROUNDING_CEILING) for name, base in bases.items()}

@@ -1,5 +1,7 @@
 """On an NVIDIA GPU: both trees' numbers in fp32, bf16 and fp16, and proof that the fused tree launched its kernels."""
 
+from functools import partial
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -10,6 +12,7 @@ from tests.cases import (
     BLOCK_CONDITIONED,
     BLOCK_CROSS,
     CROSS,
+    MASKS,
     SELF,
     SMALL,
     STACK,
@@ -19,12 +22,15 @@ from tests.cases import (
     Shape,
     random_mask,
 )
-from tests.verify import assert_matches_oracle, build, draw_inputs
+from tests.numerics import TOLERANCE, assert_close
+from tests.verify import assert_inference_matches_oracle, assert_matches_oracle, build, draw_inputs
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = ((1, 1, 16), (3, 7, 100), (2, 5, 257), (32, 186, 128), (2, 512, 3072))
+ATTENTION_SHAPES = (Shape(3, 1, 1, 1, 16), Shape(2, 7, 5, 5, 6), Shape(2, 130, 3, 2, 24), Shape(1, 300, 129, 1, 64))
+ATTENTION_CASES = [(s, d) for s, d in product(ATTENTION_SHAPES, DTYPES) if d != torch.float32 or s.dim_head <= 16]
 KINDS = (SELF, CROSS, BLOCK_CONDITIONED, BLOCK_CROSS, STACK)
 
 
@@ -32,6 +38,10 @@ KINDS = (SELF, CROSS, BLOCK_CONDITIONED, BLOCK_CROSS, STACK)
 def ieee_fp32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def cuda(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t.cuda() for name, t in inputs.items()}
 
 
 def kernels_on_the_gpu(profile: torch.profiler.profile) -> list[str]:
@@ -46,7 +56,7 @@ def kernels_on_the_gpu(profile: torch.profiler.profile) -> list[str]:
 def test_functional_forward_and_gradients_match_the_oracle(
     mmdit: ModuleType, op: str, size: tuple[int, int, int], dtype: torch.dtype, rng: torch.Generator
 ) -> None:
-    inputs = {name: t.cuda() for name, t in adaln_inputs(op, size, rng).items()}
+    inputs = cuda(adaln_inputs(op, size, rng))
     assert_adaln_matches_oracle(mmdit, op, inputs, dtype)
 
 
@@ -56,7 +66,7 @@ def test_functional_forward_and_gradients_match_the_oracle(
 def test_functional_on_any_strides_and_scale_matches_the_oracle(
     mmdit: ModuleType, op: str, variant: str, rng: torch.Generator
 ) -> None:
-    inputs = {name: t.cuda() for name, t in adaln_inputs(op, (3, 186, 100), rng).items()}
+    inputs = cuda(adaln_inputs(op, (3, 186, 100), rng))
     assert_adaln_matches_oracle(mmdit, op, VARIANTS[variant](inputs), torch.float32)
 
 
@@ -96,7 +106,7 @@ def test_inputs_on_two_devices_raise_a_device_error(mmdit: ModuleType) -> None:
 def test_explain_names_the_kernels_that_the_gpu_ran(
     mmdit: ModuleType, op: str, dtype: torch.dtype, rng: torch.Generator
 ) -> None:
-    inputs = {name: t.cuda() for name, t in adaln_inputs(op, (3, 186, 128), rng).items()}
+    inputs = cuda(adaln_inputs(op, (3, 186, 128), rng))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         explanation = mmdit.explain(adaln_values, getattr(mmdit, op), inputs, dtype)
         torch.cuda.synchronize()
@@ -108,20 +118,51 @@ def test_explain_names_the_kernels_that_the_gpu_ran(
 
 @pytest.mark.upgrade
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_stack_takes_the_fused_path_in_every_layer(
-    mmdit: ModuleType, dtype: torch.dtype, rng: torch.Generator
+@pytest.mark.parametrize("mask", [None, "random", "empty-rows-and-columns"])
+@pytest.mark.parametrize("kind", [*KINDS, TARGET_STACK], ids=str)
+def test_inference_takes_only_kernels_and_matches_the_oracle(
+    mmdit: ModuleType, kind: Kind, mask: str | None, dtype: torch.dtype, rng: torch.Generator
 ) -> None:
-    module = build(mmdit, TARGET_STACK, TARGET, rng).cuda().to(dtype)
-    inputs = {name: t.cuda().to(dtype) for name, t in draw_inputs(TARGET_STACK, TARGET, rng).items()}
-    explanation = mmdit.explain(module, **inputs)
+    module = build(mmdit, kind, TARGET, rng).cuda().to(dtype)
+    inputs = {name: t.cuda().to(dtype) for name, t in draw_inputs(kind, TARGET, rng).items()}
+    attn_mask = None if mask is None else MASKS[mask](random_mask(TARGET, rng)).cuda()
+    check = partial(assert_inference_matches_oracle, module, kind, TARGET, inputs, attn_mask=attn_mask)
+    explanation = mmdit.explain(check)
     assert explanation.path == "fused", str(explanation)
-    assert len(explanation.launches) >= 12
+
+
+@pytest.mark.upgrade
+@pytest.mark.parametrize(("shape", "dtype"), ATTENTION_CASES, ids=str)
+def test_the_attention_kernel_matches_the_oracle_on_any_size_and_any_logits(
+    mmdit: ModuleType, shape: Shape, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    module = build(mmdit, CROSS, shape, rng).cuda()
+    inputs = {name: t.cuda().to(dtype) for name, t in draw_inputs(CROSS, shape, rng).items()}
+    for gain in (1.0, 2.0):
+        for norm in (module.rms_norm_q, module.rms_norm_k, module.c_rms_norm_q, module.c_rms_norm_k):
+            norm.weight.data.mul_(gain)
+        check = partial(assert_inference_matches_oracle, module.to(dtype), CROSS, shape, inputs)
+        assert mmdit.explain(check).path == "fused"
+
+
+@pytest.mark.upgrade
+@pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
+def test_a_block_compiles_whole_with_inductor_and_keeps_its_numbers(
+    mmdit: ModuleType, gradients: bool, rng: torch.Generator
+) -> None:
+    module, inputs = build(mmdit, BLOCK_CROSS, TARGET, rng).cuda(), draw_inputs(BLOCK_CROSS, TARGET, rng)
+    compiled = torch.compile(module, fullgraph=True)
+    with torch.set_grad_enabled(gradients):
+        explanation = mmdit.explain(
+            lambda: assert_close(compiled(**cuda(inputs)).x_out, module(**cuda(inputs)).x_out, TOLERANCE[torch.float32])
+        )
+    assert explanation.launches.count("norm_adaln_forward_kernel") == 2 * 4, str(explanation)
 
 
 @pytest.mark.upgrade
 @pytest.mark.parametrize("op", OPS)
 def test_two_runs_give_the_same_bits_forward_and_backward(mmdit: ModuleType, op: str, rng: torch.Generator) -> None:
-    inputs = {name: t.cuda() for name, t in adaln_inputs(op, (32, 186, 128), rng).items()}
+    inputs = cuda(adaln_inputs(op, (32, 186, 128), rng))
     assert mmdit.explain(getattr(mmdit, op), **inputs).path == "fused"
     first, second = (adaln_values(getattr(mmdit, op), inputs, torch.bfloat16) for _ in range(2))
     for name, t in {**first.outputs, **first.gradients}.items():

@@ -64,5 +64,6 @@ def test_a_dominant_key_is_found_wherever_it_lies(
     for with_needle, without in zip(seen, hidden, strict=True):
         assert relative_l2(without, with_needle) > 0.1, "the needle does not dominate: the case shows nothing"
 
-    # The saturated softmax leaves next to no gradient to the queries and keys: it is held to that of the others.
-    assert_matches_oracle(module, CROSS, shape, inputs, rng, negligible=1.0)
+    # A saturated softmax's gradient to a norm's weight is what is left of large terms: in fp32 up to 1.1e-5 off (the
+    # rounded output is what torch's flash kernel starts its backward from). So gradients are compared as a whole.
+    assert_matches_oracle(module, CROSS, shape, inputs, rng, negligible=None)

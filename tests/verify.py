@@ -1,5 +1,6 @@
 """A module with spread weights beside the fp64 oracle: same inputs, same cotangents, every output and gradient."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -76,7 +77,7 @@ def assert_matches_oracle(
     shape: Shape,
     inputs: dict[str, Tensor],
     rng: torch.Generator,
-    negligible: float = NEGLIGIBLE,
+    negligible: float | None = NEGLIGIBLE,
     **options: Any,
 ) -> None:
     """Forward and every gradient within the dtype's tolerance, or its multiple of plain rounding for 16 bits."""
@@ -88,3 +89,21 @@ def assert_matches_oracle(
     got = module_values(module, inputs, cotangents, **options)
     options["heads"] = shape.heads
     assert_accurate(got, lambda p: oracle_values(kind, module, inputs, cotangents, p, **options), dtype, negligible)
+
+
+def assert_inference_matches_oracle(
+    module: nn.Module, kind: Kind, shape: Shape, inputs: dict[str, Tensor], **options: Any
+) -> None:
+    """Forward with no gradient recorded, within the dtype's tolerance or its multiple of plain rounding."""
+
+    def values(call: Callable[[], tuple[Tensor, Tensor | None]]) -> Values:
+        named = zip(("x_out", "context_out"), call(), strict=True)
+        return Values({name: out for name, out in named if out is not None}, {})
+
+    def truth(precision: torch.dtype) -> Values:
+        state = {name: p.to(precision) for name, p in module.named_parameters()}
+        leaves = {name: t.to(precision) for name, t in inputs.items()}
+        return values(lambda: kind.truth(state, **leaves, heads=shape.heads, **options))
+
+    with torch.no_grad():
+        assert_accurate(values(lambda: module(**inputs, **options)), truth, inputs["x"].dtype)

@@ -14,6 +14,7 @@ from evaluation.suite.stage import child_environment
 
 SECONDS = 120
 ATTENTION, ROTARY, BLOCK, ADALN = "attention.py", "rotary.py", "block.py", "ops/norm_adaln/reference.py"
+JOINT = "ops/joint_attention/reference.py"
 
 
 class Mutant(NamedTuple):
@@ -43,11 +44,9 @@ MUTANTS = (
         "self.rotary(k, start_pos), self.split_heads(v)",
         "self.rotary(k, start_pos), self.split_heads(v - self.to_qkv.bias[2 * self.dim :])",
     ),
-    Mutant(
-        "softmax-scale-missing", "masks", ATTENTION, "attn_mask=mask | ~some)", "attn_mask=mask | ~some, scale=1.0)"
-    ),
-    Mutant("empty-row-not-zero", "masks", ATTENTION, ".masked_fill(~some, 0.0)", ""),
-    Mutant("context-columns-hidden", "masks", ATTENTION, "attn_mask.any(2, keepdim", "attn_mask.all(2, keepdim"),
+    Mutant("softmax-scale-missing", "masks", JOINT, "attn_mask=mask | ~some)", "attn_mask=mask | ~some, scale=1.0)"),
+    Mutant("empty-row-not-zero", "masks", JOINT, ".masked_fill(~some, 0.0)", ""),
+    Mutant("context-columns-hidden", "masks", JOINT, "attn_mask.any(2, keepdim", "attn_mask.all(2, keepdim"),
     Mutant("context-key-normed-as-query", "mathematics", ATTENTION, "self.c_rms_norm_k(k)", "self.c_rms_norm_q(k)"),
     Mutant("linear-eps-of-one", "positions", ATTENTION, "(out[..., -1:] + eps)", "(out[..., -1:] + 1)"),
     Mutant("rotation-not-orthogonal", "mathematics", ROTARY, "even * cos - odd * sin", "even * cos + odd * sin"),

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdit.norm import RMSNorm
+from mmdit.ops.joint_attention.op import joint_attention
+from mmdit.ops.joint_attention.reference import joint_mask
 from mmdit.rotary import RotaryEmbedding
 from mmdit.validation import (
     check_heads,
@@ -71,8 +73,7 @@ class RMSNormSelfAttention(nn.Module):
             check_mask(attn_mask, x)
             check_start_pos(start_pos, x, self.max_seq_len)
         q, k, v = self.project(x, start_pos)
-        mask = attn_mask != 0 if attn_mask is not None else None
-        return AttentionOutput(self.to_out(self.attend(q, k, v, mask)))
+        return AttentionOutput(self.to_out(self.attend(q, k, v, attn_mask, 0)))
 
     def project(self, x: Tensor, start_pos: Optional[Union[int, Tensor]]) -> Tuple[Tensor, Tensor, Tensor]:
         """Query, key and value (B, H, L, Dh) of x (B, L, D)."""
@@ -83,12 +84,12 @@ class RMSNormSelfAttention(nn.Module):
     def split_heads(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.num_head, -1)).transpose(1, 2)  # (B, H, L, Dh)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
-        """Attention (B, S, D) of q, k and v (B, H, S, Dh) under mask (B, S, S), heads joined."""
-        if mask is not None:
-            mask = mask.unsqueeze(1)  # (B, 1, S, S)
-        out = linear_attention(q, k, v, mask) if self.linear else softmax_attention(q, k, v, mask)
-        return out.transpose(1, 2).flatten(2)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Optional[Tensor], context_length: int) -> Tensor:
+        """Joint attention (B, S, D) of q, k and v (B, H, S, Dh) under attn_mask (B, L, L) over x, heads joined."""
+        mask = attn_mask != 0 if attn_mask is not None else None
+        if self.linear:
+            return linear_attention(q, k, v, mask, context_length)
+        return joint_attention(q, k, v, mask, context_length)
 
 
 class RMSNormSelfCrossAttention(RMSNormSelfAttention):
@@ -141,8 +142,8 @@ class RMSNormSelfCrossAttention(RMSNormSelfAttention):
         q, k, v = self.project(x, start_pos)  # (B, H, L, Dh)
         c_q, c_k, c_v = self.project_context(context)  # (B, H, C, Dh)
         q, k, v = torch.cat([q, c_q], dim=2), torch.cat([k, c_k], dim=2), torch.cat([v, c_v], dim=2)
-        mask = joint_mask(attn_mask != 0, context.shape[1]) if attn_mask is not None else None  # (B, S, S)
-        x_out, context_out = self.attend(q, k, v, mask).split([x.shape[1], context.shape[1]], dim=1)
+        out = self.attend(q, k, v, attn_mask, context.shape[1])  # (B, S, D)
+        x_out, context_out = out.split([x.shape[1], context.shape[1]], dim=1)
         return AttentionOutput(self.to_out(x_out), self.c_to_out(context_out))
 
     def project_context(self, context: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -152,30 +153,13 @@ class RMSNormSelfCrossAttention(RMSNormSelfAttention):
         return self.split_heads(q), self.split_heads(k), self.split_heads(v)
 
 
-def joint_mask(attn_mask: Tensor, context_length: int) -> Tensor:
-    """Grow a mask (B, L, L) over x by the context, to (B, S, S): its columns for every x row that sees anything, its
-    rows for every x column that anyone sees, and all of it for itself.
-    """
-    sees = attn_mask.any(2, keepdim=True).expand(-1, -1, context_length)  # (B, L, C)
-    seen = attn_mask.any(1, keepdim=True).expand(-1, context_length, -1)  # (B, C, L)
-    own = torch.ones((attn_mask.shape[0], context_length, context_length), dtype=torch.bool, device=attn_mask.device)
-    return torch.cat([torch.cat([attn_mask, sees], dim=2), torch.cat([seen, own], dim=2)], dim=1)
-
-
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v over the keys that mask (B, 1, S, S) allows; 0 for a row that it allows none."""
-    if mask is None:
-        return F.scaled_dot_product_attention(q, k, v)
-    some = mask.any(-1, keepdim=True)  # an empty row attends to all, and is zeroed: never NaN, in backward neither
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~some).masked_fill(~some, 0.0)
-
-
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Optional[Tensor], context_length: int) -> Tensor:
     """Weights relu(q) . relu(k) instead of the softmax (Katharopoulos et al., 2020), summed in fp32 or wider."""
+    mask = joint_mask(attn_mask, context_length).unsqueeze(1) if attn_mask is not None else None  # (B, 1, S, S)
     if torch.jit.is_scripting():  # where autocast takes no device that is a variable
-        return linear_sums(q, k, v, mask)
+        return linear_sums(q, k, v, mask).transpose(1, 2).flatten(2)
     with torch.autocast(v.device.type, enabled=False):
-        return linear_sums(q, k, v, mask)
+        return linear_sums(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def linear_sums(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], eps: float = 1e-6) -> Tensor:

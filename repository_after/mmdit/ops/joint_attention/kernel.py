@@ -1,0 +1,157 @@
+"""The kernel of joint attention.
+
+B batch, L x length, S joint length, H heads, Dh head dim. Pointers are p_*, block values b_*, offsets o_*, masks m_*.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _attend(
+    b_q,
+    p_k,
+    p_v,
+    p_bits,
+    o_q,
+    k_row,
+    v_row,
+    S,
+    SCALE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+    SAFE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Sums over all keys of exp2(SCALE q k^T - m) v (BLOCK_Q, BLOCK_D) and of exp2(SCALE q k^T - m) (BLOCK_Q,).
+
+    m is the running maximum if SAFE, else 0. Keys past S are zeros: unless they are masked away, each adds 1 to the
+    second sum, and that is taken off again.
+    """
+    o_d = tl.arange(0, BLOCK_D)
+    b_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    b_out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    for start in tl.range(0, S, BLOCK_K, num_stages=STAGES):
+        o_k = start + tl.arange(0, BLOCK_K)
+        m_k = (o_k < S)[:, None] & (o_d < HEAD_DIM)[None, :]
+        b_k = tl.load(p_k + o_k[:, None] * k_row + o_d[None, :], mask=m_k, other=0.0)  # (BLOCK_K, BLOCK_D)
+        b_v = tl.load(p_v + o_k[:, None] * v_row + o_d[None, :], mask=m_k, other=0.0)
+        b_logits = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * SCALE  # (BLOCK_Q, BLOCK_K)
+        if MASKED:  # a word of bits for each query; BLOCK_K is 32
+            b_bits = tl.load(p_bits + start // 32, mask=o_q < S, other=-1)  # (BLOCK_Q,)
+            b_logits = tl.where((b_bits[:, None] >> (o_k - start)[None, :]) & 1 != 0, b_logits, float("-inf"))
+        elif SAFE:
+            b_logits = tl.where((o_k < S)[None, :], b_logits, float("-inf"))
+        if SAFE:
+            b_new = tl.maximum(b_max, tl.max(b_logits, 1))
+            b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_decay = tl.exp2(b_max - b_shift)
+            b_logits -= b_shift[:, None]
+            b_sum *= b_decay
+            b_out *= b_decay[:, None]
+            b_max = b_new
+        b_weights = tl.exp2(b_logits)
+        b_sum += tl.sum(b_weights, 1)
+        b_out = tl.dot(b_weights.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
+    if not MASKED and not SAFE:
+        b_sum -= tl.cdiv(S, BLOCK_K) * BLOCK_K - S
+    return b_out, b_sum
+
+
+@triton.jit(do_not_specialize=["S"])
+def joint_attention_kernel(
+    p_q,  # (B, H, S, Dh), strides (q_batch, q_head, q_row, 1)
+    p_k,  # (B, H, S, Dh), likewise
+    p_v,  # (B, H, S, Dh), likewise
+    p_bits,  # (B, S, cdiv(S, 32)) int32 as pack_mask_kernel makes them, or unused
+    p_out,  # (B, S, H, Dh), contiguous
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    S,
+    H: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SCALE: tl.constexpr,
+    MASKED: tl.constexpr,
+    LARGEST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """out = softmax(q k^T / sqrt(Dh)) v under the joint mask; SCALE is log2(e) / sqrt(Dh).
+
+    Grid: (B * H * cdiv(S, BLOCK_Q),), a tile of queries each. Saves nothing for backward.
+
+    The softmax is first summed without a running maximum. Where any row's sum then lies outside [1, LARGEST], or a
+    weighted value is not finite, the tile is done again with one.
+    """
+    tiles = tl.cdiv(S, BLOCK_Q)
+    head = tl.program_id(0) // tiles % H
+    batch = (tl.program_id(0) // (tiles * H)).to(tl.int64)
+    o_q = tl.program_id(0) % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    o_d = tl.arange(0, BLOCK_D)
+    m_q = (o_q < S)[:, None] & (o_d < HEAD_DIM)[None, :]
+    b_q = tl.load(p_q + batch * q_batch + head * q_head + o_q[:, None] * q_row + o_d[None, :], mask=m_q, other=0.0)
+    p_k += batch * k_batch + head * k_head
+    p_v += batch * v_batch + head * v_head
+    if MASKED:
+        p_bits += (batch * S + o_q) * tl.cdiv(S, 32)
+    b_out, b_sum = _attend(
+        b_q, p_k, p_v, p_bits, o_q, k_row, v_row, S,
+        SCALE, HEAD_DIM, MASKED, False, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
+    )  # fmt: skip
+    m_good = (b_sum >= 1.0) & (b_sum <= LARGEST) & (tl.max(tl.abs(b_out), 1) < float("inf"))
+    if tl.min(m_good.to(tl.int32), 0) == 0:
+        b_out, b_sum = _attend(
+            b_q, p_k, p_v, p_bits, o_q, k_row, v_row, S,
+            SCALE, HEAD_DIM, MASKED, True, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
+        )  # fmt: skip
+    b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]  # nothing to attend to: 0
+    o_out = ((batch * S + o_q[:, None]) * H + head) * HEAD_DIM + o_d[None, :]
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_q)
+
+
+@triton.jit(do_not_specialize=["L", "S"])
+def pack_mask_kernel(
+    p_mask,  # (B, L, L) uint8, contiguous
+    p_seen,  # (B, L) uint8: does any x row see this x column
+    p_bits,  # (B, S, cdiv(S, 32)) int32, contiguous
+    L,
+    S,
+    ROWS: tl.constexpr,
+):
+    """Bit k % 32 of bits[b, q, k // 32]: does row q see column k of x and context together. An x row sees what the
+    mask says, and the context if that is anything; a context row sees what any x row does, and the context.
+
+    Grid: (B * cdiv(S, ROWS),), ROWS rows of one sample each.
+    """
+    tiles, words = tl.cdiv(S, ROWS), tl.cdiv(S, 32)
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    o_q = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)[:, None]
+    o_bit = tl.arange(0, 32)[None, :]
+    m_x = o_q < L
+    p_mask += batch * L * L + o_q * L
+    b_sees = tl.zeros((ROWS, 32), tl.int32)
+    for start in range(0, L, 32):
+        b_sees |= tl.load(p_mask + start + o_bit, mask=m_x & (start + o_bit < L), other=0).to(tl.int32)
+    b_sees = (tl.max(b_sees, 1, keep_dims=True) != 0) | (o_q >= L)  # (ROWS, 1)
+    for word in range(words):
+        o_k = word * 32 + o_bit
+        b_own = tl.load(p_mask + o_k, mask=m_x & (o_k < L), other=0) != 0  # (ROWS, 32)
+        b_seen = tl.load(p_seen + batch * L + o_k, mask=o_k < L, other=0) != 0  # (1, 32)
+        b_visible = tl.where(o_k < L, tl.where(m_x, b_own, b_seen), b_sees) & (o_k < S)
+        b_word = tl.sum(b_visible.to(tl.int32) << o_bit, 1, keep_dims=True)
+        tl.store(p_bits + (batch * S + o_q) * words + word, b_word, mask=o_q < S)
