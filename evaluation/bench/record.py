@@ -29,7 +29,7 @@ class Timing(Record):
     """One contender at one case. Times are medians of a round in microseconds, rounds of contenders interleaved."""
 
     op: str
-    shape: tuple[int, int, int] = Field(description="(B, L, D) of x")
+    shape: tuple[int, ...] = Field(description="B, L, D of x for norms; B, H, L, C, Dh for attention")
     dtype: str
     direction: Direction
     mode: Mode = Field(description="eager: called as is; graph: replayed from a CUDA graph; L2 flushed before either")

@@ -13,7 +13,9 @@ import triton
 from rich.progress import Progress
 from torch import Tensor
 
-from evaluation.bench.norm_adaln import OPS, SHAPES, Case
+from evaluation.bench.case import Case
+from evaluation.bench.joint_attention import attention_cases
+from evaluation.bench.norm_adaln import norm_cases
 from evaluation.bench.record import BenchMachine, BenchRecord, Contender, Direction, Mode, Timing
 from evaluation.bench.timing import capture, copy_bandwidth, time_in_turns
 from evaluation.bench.trees import hash_tree, load_tree
@@ -33,19 +35,14 @@ def time_ops(before: Path, after: Path, dtype: torch.dtype, rounds: int, rep_ms:
     machine = describe_machine()
     timings = []
     with Progress() as progress:
-        for op, shape in progress.track(list(product(OPS, SHAPES)), description="ops"):
+        for case in progress.track([*norm_cases(dtype), *attention_cases(dtype)], description="ops"):
             torch.compiler.reset()
-            function: dict[Contender, Callable[..., Tensor]] = {
-                "eager": getattr(vanilla, op),
-                "compiled": torch.compile(getattr(vanilla, op), dynamic=False),
-                "fused": getattr(fused, op),
-            }
-            case = Case.draw(op, shape, dtype)
-            path = fused.explain(function["fused"], case.x, case.scale, case.shift).path
+            functions = case.functions(vanilla, fused)
+            path = fused.explain(case.call(functions["fused"], "forward")).path
             if path != "fused":
-                raise RuntimeError(f"{op}: expected the fused path at {shape}, got {path}")
-            for direction, mode in product(get_args(Direction), get_args(Mode)):
-                timings += time_case(case, function, direction, mode, rounds, rep_ms)
+                raise RuntimeError(f"{case.op}: expected the fused path at {case.shape}, got {path}")
+            for direction, mode in product(case.directions, get_args(Mode)):
+                timings += time_case(case, functions, direction, mode, rounds, rep_ms)
     return BenchRecord(
         command=command,
         started_at=started_at,
@@ -71,9 +68,9 @@ def time_case(
         torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
         errors[name] = case.error(call())
         torch.use_deterministic_algorithms(False)
-        if not errors[name] < LIMITS[case.x.dtype]:
+        if not errors[name] < LIMITS[case.dtype]:
             raise RuntimeError(
-                f"{case.op} {direction}, {name}: expected an error below {LIMITS[case.x.dtype]}, got {errors[name]}"
+                f"{case.op} {direction}, {name}: expected an error below {LIMITS[case.dtype]}, got {errors[name]}"
             )
     if mode == "graph":
         calls = {name: capture(call) for name, call in calls.items()}
@@ -85,8 +82,8 @@ def time_case(
     return [
         Timing(
             op=case.op,
-            shape=tuple(case.x.shape),
-            dtype=str(case.x.dtype).removeprefix("torch."),
+            shape=case.shape,
+            dtype=str(case.dtype).removeprefix("torch."),
             direction=direction,
             mode=mode,
             contender=name,

@@ -43,8 +43,8 @@ def markdown_table(record: BenchRecord) -> str:
         f"{timing.dtype}; copy {machine.copy_gb_s:,.0f} GB/s; median us ± quartile distance of "
         f"{len(timing.rounds_us)} interleaved rounds, L2 flushed before each call.",
         "",
-        "| op | B x L x D | direction | eager call: eager | torch.compile | fused | CUDA graph: eager | torch.compile "
-        "| fused | vs torch.compile | of copy bandwidth | error |",
+        "| op | B x L x D, or B x H x L x C x Dh | direction | eager call: eager | torch.compile | fused "
+        "| CUDA graph: eager | torch.compile | fused | vs torch.compile | of copy bandwidth | error |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     cases = by_case(record)

@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from evaluation.bench.__main__ import main
-from evaluation.bench.norm_adaln import OPS, Case
+from evaluation.bench.joint_attention import AttentionCase, vanilla_attention
+from evaluation.bench.norm_adaln import OPS, NormCase
 from evaluation.bench.record import BenchMachine, BenchRecord, Timing
 from evaluation.bench.table import markdown_table, share, shortfalls
 from evaluation.bench.trees import hash_tree, load_tree
@@ -125,7 +126,17 @@ def test_the_hash_of_a_tree_follows_its_python_files(tmp_path: Path) -> None:
 def test_the_benchmarks_oracle_agrees_with_the_vanilla_tree_and_sees_a_wrong_gradient(op: str) -> None:
     function = getattr(load_tree(ROOT / "repository_before"), op)
     x, scale, shift = (torch.randn(2, *size, requires_grad=True) for size in ((5, 8), (1, 8), (1, 8)))
-    case = Case(op, x, scale, shift, torch.randn(2, 5, 8))
+    case = NormCase(op, x, scale, shift, torch.randn(2, 5, 8))
     out, d_x, d_scale, d_shift = case.call(function, "forward+backward")()
     assert case.error((out, d_x, d_scale, d_shift)) < 1e-5
     assert case.error((out, d_x, d_scale * 1.1, d_shift)) > 1e-2
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_benchmarks_attention_agrees_with_its_oracle_and_a_wrong_one_does_not(masked: bool) -> None:
+    query, key, value = torch.randn(3, 2, 4, 9, 8)
+    attn_mask = (torch.rand(2, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool) if masked else None
+    case = AttentionCase(query, key, value, attn_mask, context_length=3)
+    (out,) = case.call(vanilla_attention, "forward")()
+    assert case.error((out,)) < 1e-5
+    assert case.error((out.roll(1, dims=1),)) > 0.1
