@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, without a GPU: what a record says, where it falls short, which tree is which."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evaluation.bench.norm_adaln import OPS, NormCase
 from evaluation.bench.record import BenchMachine, BenchRecord, Timing
 from evaluation.bench.table import markdown_table, share, shortfalls
 from evaluation.bench.trees import hash_tree, load_tree
+from evaluation.report.schema import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = (8, 4096, 3072)
@@ -140,3 +142,9 @@ def test_the_benchmarks_attention_agrees_with_its_oracle_and_a_wrong_one_does_no
     (out,) = case.call(vanilla_attention, "forward")()
     assert case.error((out,)) < 1e-5
     assert case.error((out.roll(1, dims=1),)) > 0.1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "evaluation/records").rglob("*.json")), ids=lambda file: file.name)
+def test_a_committed_record_is_valid_and_the_readme_shows_its_table(file: Path) -> None:
+    validate(BenchRecord, json.loads(file.read_text()))
+    assert markdown_table(BenchRecord.model_validate_json(file.read_text())) in (ROOT / "README.md").read_text()
