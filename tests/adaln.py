@@ -42,6 +42,16 @@ def chunked(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**inputs, "scale": chunks[3], "shift": chunks[4]}
 
 
+def spaced_weight(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """weight, where there is one, as every third element of a tensor that is NaN elsewhere."""
+    spaced = {}
+    if "weight" in inputs:
+        wide = torch.full((len(inputs["weight"]), 3), torch.nan, device=inputs["x"].device)
+        wide[:, 1] = inputs["weight"]
+        spaced["weight"] = wide[:, 1]
+    return {**inputs, **spaced}
+
+
 VARIANTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "plain": lambda inputs: inputs,
     "eps-counts": lambda inputs: {**inputs, "x": inputs["x"] * 1e-3},
@@ -49,6 +59,7 @@ VARIANTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "transposed": lambda inputs: {**inputs, "x": inputs["x"].mT.contiguous().mT},
     "expanded": lambda inputs: {**inputs, "x": inputs["x"][:1].expand_as(inputs["x"])},
     "chunks-of-the-modulation": chunked,
+    "spaced-weight": spaced_weight,
 }
 
 

@@ -51,16 +51,16 @@ def _unsupported(x: Tensor) -> Optional[str]:
     return None if x.shape[2] <= MAX_DIM else f"a row of more than {MAX_DIM}"
 
 
-def _rows(t: Tensor) -> Tensor:
-    """t with a last stride of 1, which the kernels rely on."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+def _rows(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    """The tensors with a last stride of 1, which the kernels rely on."""
+    return tuple(t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors)
 
 
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], eps: float, center: bool) -> Tensor:
     from mmdit.ops.norm_adaln.kernel import norm_adaln_forward_kernel
 
     batch, length, dim = x.shape
-    x, scale, shift = _rows(x), _rows(scale), _rows(shift)
+    x, scale, shift, weight = _rows(x, scale, shift, weight)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     tiles = forward_tiles(batch, length, dim)
     launch(
@@ -81,7 +81,7 @@ def _backward(
     from mmdit.ops.norm_adaln.kernel import norm_adaln_backward_kernel, norm_adaln_reduce_kernel
 
     batch, length, dim = x.shape
-    grad, x, scale = _rows(grad), _rows(x), _rows(scale)
+    grad, x, scale, weight = _rows(grad, x, scale, weight)
     d_x, d_scale, d_shift, d_weight = gradients = _empty_gradients(grad, x, scale, weight, eps, center)
     tiles = backward_tiles(batch, length, dim)
     direct = tiles.chunks == 1 and weight is None
@@ -122,8 +122,8 @@ def _empty_gradients(
     grad: Tensor, x: Tensor, scale: Tensor, weight: Optional[Tensor], eps: float, center: bool
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Unwritten gradients of x, scale, shift (as scale's) and weight (none: (0,)), all contiguous."""
-    d_x, d_scale, d_shift = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, scale, scale))
-    return d_x, d_scale, d_shift, x.new_empty(0) if weight is None else torch.empty_like(weight)
+    like = (x, scale, scale, x.new_empty(0) if weight is None else weight)
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
 def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
