@@ -35,7 +35,7 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
     """Run the suite on a staged tree. What goes wrong is in the result's `failures`, never raised."""
     report_file = staged.scratch / "pytest.json"
     done = run_bounded(
-        _command(settings, report_file),
+        _command(settings, staged.role, report_file),
         cwd=settings.suite.parent,
         env=dict(staged.env)
         | {
@@ -66,12 +66,14 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
     )
 
 
-def _command(settings: Settings, report_file: Path) -> list[str]:
+def _command(settings: Settings, role: Role, report_file: Path) -> list[str]:
+    """Tracebacks are shown for after only: most failures on before are the declared ones."""
     return [
         *(sys.executable, "-P", "-m", "pytest", settings.suite.name, "-p", "no:cacheprovider"),
         *("--json-report", f"--json-report-file={report_file}"),
         *("--json-report-omit", "log", "streams", "warnings", "keywords", "traceback"),
         *(["--quick"] if settings.quick else []),
+        *(["--tb=no"] if role == "before" else []),
     ]
 
 
