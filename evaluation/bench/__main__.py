@@ -8,7 +8,6 @@ Exit codes of `ops`: 0; 1 the fused op is somewhere slower than torch.compile, o
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -47,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     from evaluation.bench.run import time_ops
 
-    command = shlex.join(["python", "-m", "evaluation.bench", *(sys.argv[1:] if argv is None else argv)])
-    dtype = getattr(torch, arguments.dtype)
-    record = time_ops(arguments.before, arguments.after, dtype, arguments.rounds, arguments.rep, command)
+    dtype, rounds, rep = arguments.dtype, arguments.rounds, arguments.rep
+    command = f"python -m evaluation.bench ops --dtype {dtype} --rounds {rounds} --rep {rep}"
+    record = time_ops(arguments.before, arguments.after, getattr(torch, dtype), rounds, rep, command)
     if arguments.output:
         write_record(record, arguments.output)
     print(markdown_table(record))

@@ -54,7 +54,7 @@ class BenchRecord(Record):
     """One run of a benchmark command."""
 
     schema_version: Literal["1.0"] = "1.0"
-    command: str
+    command: str = Field(description="with the options that decide what is measured")
     started_at: datetime
     before_sha256: str = Field(description="of the Python files of the vanilla tree")
     after_sha256: str = Field(description="of the Python files of the fused tree")
