@@ -64,6 +64,7 @@ def test_a_dominant_key_is_found_wherever_it_lies(
     for with_needle, without in zip(seen, hidden, strict=True):
         assert relative_l2(without, with_needle) > 0.1, "the needle does not dominate: the case shows nothing"
 
-    # A saturated softmax's gradient to a norm's weight is what is left of large terms: in fp32 up to 1.1e-5 off (the
-    # rounded output is what torch's flash kernel starts its backward from). So gradients are compared as a whole.
-    assert_matches_oracle(module, CROSS, shape, inputs, rng, negligible=None)
+    # The saturated softmax leaves next to no gradient to the queries and keys: it is held to that of the others. To
+    # their norms' weights it leaves what remains of large terms, in fp32 up to 4e-5 off alone (torch's flash kernel
+    # starts its backward from the rounded output): those are held as part of all gradients. The rest is below 4e-6.
+    assert_matches_oracle(module, CROSS, shape, inputs, rng, negligible=1.0, cancelling="rms_norm_")

@@ -77,7 +77,8 @@ def assert_matches_oracle(
     shape: Shape,
     inputs: dict[str, Tensor],
     rng: torch.Generator,
-    negligible: float | None = NEGLIGIBLE,
+    negligible: float = NEGLIGIBLE,
+    cancelling: str | None = None,
     **options: Any,
 ) -> None:
     """Forward and every gradient within the dtype's tolerance, or its multiple of plain rounding for 16 bits."""
@@ -88,7 +89,9 @@ def assert_matches_oracle(
     cotangents = {n: torch.randn(t.shape, generator=rng).to(t) for n, t in streams.items()}
     got = module_values(module, inputs, cotangents, **options)
     options["heads"] = shape.heads
-    assert_accurate(got, lambda p: oracle_values(kind, module, inputs, cotangents, p, **options), dtype, negligible)
+    assert_accurate(
+        got, lambda p: oracle_values(kind, module, inputs, cotangents, p, **options), dtype, negligible, cancelling
+    )
 
 
 def assert_inference_matches_oracle(
