@@ -1,1 +1,1 @@
-"""Timing on a GPU: the fused ops against vanilla PyTorch, eager and compiled, interleaved in one process."""
+"""Timing on a GPU: the fused ops and the whole model against vanilla PyTorch, interleaved in one process."""

@@ -1,59 +1,86 @@
-"""python -m evaluation.bench ops: time the fused ops against vanilla PyTorch, eager and compiled, on this GPU.
+"""python -m evaluation.bench ops, stack or table: time the fused tree against vanilla PyTorch on this GPU.
 
-Each case is timed with all contenders in turns, called eagerly and replayed from a CUDA graph, and its outputs and
-gradients are checked against fp64 first. `table` prints a record's Markdown table, as it stands in the README.
-
-Exit codes of `ops`: 0; 1 the fused op is somewhere slower than torch.compile, or short of the copy bandwidth;
-3 nothing could be measured.
+`--help` says what each does, and what its exit codes mean.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from evaluation.bench import stack_table, table
+from evaluation.bench.options import build_parser, command_line, stack_cases
 from evaluation.bench.record import BenchRecord
-from evaluation.bench.table import markdown_table, shortfalls
-from evaluation.report.write import write_record
-
-ROOT = Path(__file__).resolve().parents[2]
+from evaluation.bench.stack_record import StackCase, StackRecord
+from evaluation.report.write import check_writable, write_record
+from evaluation.suite.result import GraderError
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    ops = commands.add_parser("ops", help="time the fused ops; needs an NVIDIA GPU")
-    ops.add_argument("--before", type=Path, default=ROOT / "repository_before", help="the vanilla tree")
-    ops.add_argument("--after", type=Path, default=ROOT / "repository_after", help="the fused tree")
-    ops.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    ops.add_argument("--rounds", type=int, default=9, help="turns that each contender gets (default 9)")
-    ops.add_argument(
-        "--rep", type=int, default=20, help="milliseconds that a contender is timed in a turn (default 20)"
-    )
-    ops.add_argument("--output", type=Path, help="write the record to this JSON file")
-    table = commands.add_parser("table", help="print the Markdown table of a record")
-    table.add_argument("record", type=Path)
-    arguments = parser.parse_args(argv)
-
-    if arguments.command == "table":
-        print(markdown_table(BenchRecord.model_validate_json(arguments.record.read_text(encoding="utf-8"))))
-        return 0
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        if options.command == "table":
+            print(table_of(options.record))
+            return 0
+        cases = stack_cases(options) if options.command == "stack" else ()
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     import torch  # here, so that --help and table need no GPU stack
 
     if not torch.cuda.is_available():
         print("evaluation.bench: expected an NVIDIA GPU, got none; nothing was measured", file=sys.stderr)
         return 3
+    try:
+        if options.output:
+            check_writable(options.output.resolve().parent)
+    except GraderError as error:
+        parser.error(str(error))
+    return run_stack(options, cases) if options.command == "stack" else run_ops(options)
+
+
+def table_of(file: Path) -> str:
+    """The table of a record of either command. Raises ValueError where it is neither."""
+    text = file.read_text(encoding="utf-8")
+    document = json.loads(text)
+    if isinstance(document, dict) and document.get("benchmark") == "stack":
+        return stack_table.markdown_table(StackRecord.model_validate(document))
+    return table.markdown_table(BenchRecord.model_validate(document))
+
+
+def run_ops(options: argparse.Namespace) -> int:
+    import torch
+
     from evaluation.bench.run import time_ops
 
-    dtype, rounds, rep = arguments.dtype, arguments.rounds, arguments.rep
-    command = f"python -m evaluation.bench ops --dtype {dtype} --rounds {rounds} --rep {rep}"
-    record = time_ops(arguments.before, arguments.after, getattr(torch, dtype), rounds, rep, command)
-    if arguments.output:
-        write_record(record, arguments.output)
-    print(markdown_table(record))
-    short = shortfalls(record)
-    print("\n".join(short) if short else "Nowhere slower than torch.compile, nowhere short of the bandwidth target.")
+    dtype = getattr(torch, options.dtype)
+    record = time_ops(options.before, options.after, dtype, options.rounds, options.rep, command_line(options))
+    if options.output:
+        write_record(record, options.output)
+    print(table.markdown_table(record))
+    return print_shortfalls(
+        table.shortfalls(record), "Nowhere slower than torch.compile, nowhere short of the bandwidth target."
+    )
+
+
+def run_stack(options: argparse.Namespace, cases: tuple[StackCase, ...]) -> int:
+    from evaluation.bench.stack import StackPlan, time_stack
+
+    plan = StackPlan(options.before, options.after, cases, options.contenders, options.rounds, options.rep)
+    for record in time_stack(plan, options.budget_s, command_line(options)):
+        if options.output:
+            write_record(record, options.output)
+    print(stack_table.markdown_table(record))
+    if not any(result.timings for result in record.results):
+        return 3
+    return print_shortfalls(
+        stack_table.shortfalls(record), "Nowhere slower than torch.compile, nowhere less accurate than vanilla PyTorch."
+    )
+
+
+def print_shortfalls(short: list[str], otherwise: str) -> int:
+    """Say what falls short, or that nothing does; the exit code."""
+    print("\n".join(short) if short else otherwise)
     return 1 if short else 0
 
 

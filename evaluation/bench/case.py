@@ -1,6 +1,7 @@
 """What every benchmarked op provides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Protocol
 
@@ -40,3 +41,13 @@ class Case(Protocol):
 def worst_error(outputs: Outputs, expected: Outputs) -> float:
     errors = [(out.double() - e).norm() / e.norm() for out, e in zip(outputs, expected, strict=False)]
     return torch.stack(errors).max().item()
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Within, torch.empty and its like are filled with NaN, so that an output left unwritten shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

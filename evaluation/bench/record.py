@@ -25,18 +25,11 @@ class BenchMachine(Record):
     copy_gb_s: float = Field(description="measured device-to-device copy, bytes read plus bytes written")
 
 
-class Timing(Record):
-    """One contender at one case. Times are medians of a round in microseconds, rounds of contenders interleaved."""
+class Measurement(Record):
+    """The times of one contender: the median of each round in microseconds, the rounds of contenders interleaved."""
 
-    op: str
-    shape: tuple[int, ...] = Field(description="B, L, D of x for norms; B, H, L, C, Dh for attention")
-    dtype: str
-    direction: Direction
-    mode: Mode = Field(description="eager: called as is; graph: replayed from a CUDA graph; L2 flushed before either")
-    contender: Contender
     rounds_us: list[float]
     samples: int = Field(description="calls timed, over all rounds")
-    floor_bytes: int = Field(description="each input read once, each output written once")
     error: float = Field(description="worst relative L2 error of outputs and gradients against an fp64 oracle")
 
     @property
@@ -49,9 +42,25 @@ class Timing(Record):
         low, _, high = quantiles(self.rounds_us, n=4)
         return high - low
 
+    def slower_than(self, other: "Measurement") -> bool:
+        """Whether the medians differ by more than either spread."""
+        return self.median_us > other.median_us + max(self.spread_us, other.spread_us)
+
+
+class Timing(Measurement):
+    """One contender at one case of an op."""
+
+    op: str
+    shape: tuple[int, ...] = Field(description="B, L, D of x for norms; B, H, L, C, Dh for attention")
+    dtype: str
+    direction: Direction
+    mode: Mode = Field(description="eager: called as is; graph: replayed from a CUDA graph; L2 flushed before either")
+    contender: Contender
+    floor_bytes: int = Field(description="each input read once, each output written once")
+
 
 class BenchRecord(Record):
-    """One run of a benchmark command."""
+    """One run of `ops`."""
 
     schema_version: Literal["1.0"] = "1.0"
     command: str = Field(description="with the options that decide what is measured")

@@ -1,7 +1,5 @@
 """One benchmark run of the ops, on the current GPU."""
 
-import platform
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import product
@@ -9,15 +7,15 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-import triton
 from rich.progress import Progress
 from torch import Tensor
 
-from evaluation.bench.case import Case
+from evaluation.bench.case import Case, poisoned_memory
 from evaluation.bench.joint_attention import attention_cases
+from evaluation.bench.machine import describe_machine
 from evaluation.bench.norm_adaln import norm_cases
-from evaluation.bench.record import BenchMachine, BenchRecord, Contender, Direction, Mode, Timing
-from evaluation.bench.timing import capture, copy_bandwidth, time_in_turns
+from evaluation.bench.record import BenchRecord, Contender, Direction, Mode, Timing
+from evaluation.bench.timing import capture, time_in_turns
 from evaluation.bench.trees import hash_tree, load_tree
 
 # a few roundings of each dtype; vanilla's own error in bf16 is 3e-3
@@ -65,20 +63,15 @@ def time_case(
     calls = {name: case.call(function, direction) for name, function in functions.items()}
     errors = {}
     for name, call in calls.items():
-        torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
-        errors[name] = case.error(call())
-        torch.use_deterministic_algorithms(False)
+        with poisoned_memory():
+            errors[name] = case.error(call())
         if not errors[name] < LIMITS[case.dtype]:
             raise RuntimeError(
                 f"{case.op} {direction}, {name}: expected an error below {LIMITS[case.dtype]}, got {errors[name]}"
             )
     if mode == "graph":
         calls = {name: capture(call) for name, call in calls.items()}
-    medians: dict[str, list[float]] = {name: [] for name in calls}
-    samples = dict.fromkeys(calls, 0)
-    for name, median_us, count in time_in_turns(calls, rounds, rep_ms):
-        medians[name].append(median_us)
-        samples[name] += count
+    times = time_in_turns(calls, rounds, rep_ms)
     return [
         Timing(
             op=case.op,
@@ -87,27 +80,10 @@ def time_case(
             direction=direction,
             mode=mode,
             contender=name,
-            rounds_us=medians[name],
-            samples=samples[name],
+            rounds_us=times[name].rounds_us,
+            samples=times[name].samples,
             floor_bytes=case.floor_bytes(direction),
             error=errors[name],
         )
         for name in functions
     ]
-
-
-def driver_version() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-
-
-def describe_machine() -> BenchMachine:
-    return BenchMachine(
-        gpu=torch.cuda.get_device_name(),
-        driver=driver_version(),
-        torch_version=torch.__version__,
-        triton_version=triton.__version__,
-        cuda_version=torch.version.cuda,
-        python_version=platform.python_version(),
-        copy_gb_s=copy_bandwidth(),
-    )

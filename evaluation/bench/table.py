@@ -27,7 +27,7 @@ def shortfalls(record: BenchRecord) -> list[str]:
     for case, timings in by_case(record).items():
         fused, compiled = timings["fused"], timings["compiled"]
         name = f"{case[0]} {'x'.join(map(str, case[1]))} {case[2]}, {case[3]}"
-        if fused.median_us > compiled.median_us + max(fused.spread_us, compiled.spread_us):
+        if fused.slower_than(compiled):
             found.append(f"{name}: {fused.median_us:.1f} us, torch.compile {compiled.median_us:.1f} us")
         if fused.floor_bytes > LARGE_BYTES and share(fused, record) < TARGET_SHARE:
             found.append(f"{name}: {share(fused, record):.0%} of the copy bandwidth, target {TARGET_SHARE:.0%}")

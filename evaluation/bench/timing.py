@@ -1,16 +1,29 @@
 """GPU times: contenders in turns, round by round, with triton.testing.do_bench underneath."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
+from typing import NamedTuple, TypeVar
 
 import torch
 from triton.testing import do_bench
 
 COPY_BYTES = 1 << 29
 
+T = TypeVar("T")
 
-def capture(call: Callable[[], object]) -> Callable[[], None]:
-    """The replay of a CUDA graph of call(), which is first run three times on a side stream."""
+
+class Rounds(NamedTuple):
+    """The median of each round in microseconds, and the calls timed over all rounds."""
+
+    rounds_us: list[float]
+    samples: int
+
+
+def capture(call: Callable[[], T]) -> Callable[[], T]:
+    """A function that replays a CUDA graph of call() and returns what was captured, the same tensors each time.
+
+    call is first run three times on a side stream.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -19,16 +32,25 @@ def capture(call: Callable[[], object]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        captured = call()
+
+    def replay() -> T:
+        graph.replay()
+        return captured
+
+    return replay
 
 
-def time_in_turns(calls: dict[str, Callable[[], object]], rounds: int, rep_ms: int) -> Iterator[tuple[str, float, int]]:
-    """Yield (name, median in microseconds, samples) for each call in each round; every other round goes backwards."""
+def time_in_turns(calls: dict[str, Callable[[], object]], rounds: int, rep_ms: int) -> dict[str, Rounds]:
+    """Time each call in each round, every other round backwards."""
+    medians: dict[str, list[float]] = {name: [] for name in calls}
+    samples = dict.fromkeys(calls, 0)
     for turn in range(rounds):
         for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
             times = do_bench(calls[name], warmup=max(1, rep_ms // 4), rep=rep_ms, return_mode="all")
-            yield name, median(times) * 1e3, len(times)
+            medians[name].append(median(times) * 1e3)
+            samples[name] += len(times)
+    return {name: Rounds(medians[name], samples[name]) for name in calls}
 
 
 def copy_bandwidth() -> float:

@@ -1,4 +1,4 @@
-"""The committed JSON Schemas of what the grader writes: the report, and the record of a benchmark.
+"""The committed JSON Schemas of what the grader writes: the report, and the records of the benchmarks.
 
 `python -m evaluation.report.schema` writes them anew from the models; `--check` only says whether they are up to date.
 """
@@ -13,11 +13,12 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from evaluation.bench.record import BenchRecord
+from evaluation.bench.stack_record import StackRecord
 from evaluation.report.models import Report
 from evaluation.suite.result import Record
 
 FOLDER = Path(__file__).resolve().parents[1] / "schema"
-MODELS: tuple[type[Record], ...] = (Report, BenchRecord)
+MODELS: tuple[type[Record], ...] = (Report, BenchRecord, StackRecord)
 
 
 def schema_file(model: type[Record]) -> Path:

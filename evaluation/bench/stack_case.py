@@ -1,0 +1,89 @@
+"""What a case runs on: both trees' models with the same random weights, inputs, and the fp64 oracle's outputs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.bench.case import Outputs
+from evaluation.bench.stack_record import MAX_LENGTH, Precision, StackCase
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "tf32": torch.float32,
+    "float32": torch.float32,
+}
+NORM_SPREAD = 0.2  # standard deviation of a norm's weights about 1, so that a norm that ignores them is found out
+ORACLE_CHUNK = 64  # samples; the oracle's attention takes 8 S^2 bytes a head and sample
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class StackSetup:
+    """Models in eval mode; inputs x (B, L, D), y (B, D), context (B, C, D), attn_mask (B, L, L) bool and start_pos (B,)
+    int64, the last two None unless masked; expected x_out (B, L, D) and context_out (B, C, D), fp64.
+    """
+
+    vanilla: nn.Module
+    fused: nn.Module
+    inputs: Inputs
+    expected: Outputs
+
+    @classmethod
+    def draw(cls, case: StackCase, before: ModuleType, after: ModuleType, device: str) -> "StackSetup":
+        """Fresh random weights and inputs."""
+        vanilla = build_model(before, case)
+        with torch.no_grad():
+            for name, parameter in vanilla.named_parameters():
+                if name.endswith("weight") and parameter.dim() == 1:  # a norm's; nn.Linear's own start is spread enough
+                    parameter.normal_(1.0, NORM_SPREAD)
+        vanilla = vanilla.to(device, DTYPES[case.dtype])
+        fused = build_model(after, case).to(device, DTYPES[case.dtype])
+        truth = build_model(before, case).to(device).double()
+        for model in (fused, truth):
+            model.load_state_dict(vanilla.state_dict())
+        inputs = draw_inputs(case, device)
+        return cls(vanilla, fused, inputs, oracle(truth, inputs))
+
+
+def build_model(mmdit: ModuleType, case: StackCase) -> nn.Module:
+    config = mmdit.MMDiTConfig(
+        dim_base=case.dim, num_layers=case.layers, num_attn_head=case.heads, dim_feedforward=case.feed_forward
+    )
+    return mmdit.MMDiT(config).eval()
+
+
+def draw_inputs(case: StackCase, device: str) -> Inputs:
+    batch, length, dim = case.batch, case.length, case.dim
+    shapes = ((batch, length, dim), (batch, dim), (batch, case.context, dim))
+    x, y, context = (torch.randn(shape, device=device).to(DTYPES[case.dtype]) for shape in shapes)
+    if not case.masked:
+        return x, y, context, None, None
+    attn_mask = torch.rand(batch, length, length, device=device) < 0.5
+    return x, y, context, attn_mask, torch.randint(MAX_LENGTH - length + 1, (batch,), device=device)
+
+
+@torch.no_grad()
+def oracle(truth: nn.Module, inputs: Inputs) -> Outputs:
+    """x_out (B, L, D) and context_out (B, C, D) of an fp64 model, a few samples at a time."""
+    outs = []
+    for first in range(0, len(inputs[0]), ORACLE_CHUNK):
+        given = (None if t is None else t[first : first + ORACLE_CHUNK] for t in inputs)
+        outs.append(truth(*(t.double() if t is not None and t.is_floating_point() else t for t in given)))
+    return tuple(torch.cat(chunks) for chunks in zip(*outs, strict=True))
+
+
+@contextmanager
+def matmul_precision(dtype: Precision) -> Iterator[None]:
+    """Within, float32 matrix products may use TF32 where dtype says so, and nowhere else."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
