@@ -72,7 +72,8 @@ def test_triton_is_imported_only_where_kernels_are_defined(tree: Path) -> None:
         for node in ast.parse(file.read_text()).body
         if "triton" in imported_packages(node)
     }
-    assert importers == {"kernel.py"}
+    assert importers
+    assert all(name.startswith("kernel") for name in importers), importers
 
 
 def imported_packages(node: ast.stmt) -> set[str]:

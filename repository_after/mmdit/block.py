@@ -7,14 +7,17 @@ from torch import Tensor, nn
 
 from mmdit.attention import AttentionOutput, RMSNormSelfAttention, RMSNormSelfCrossAttention
 from mmdit.errors import ConfigError
+from mmdit.inference.stack import run_fused
 from mmdit.ops.norm_adaln.op import layernorm_adaln
 from mmdit.validation import (
     check_condition,
     check_heads,
+    check_mask,
     check_positive_int,
     check_present,
     check_probability,
     check_sequence,
+    check_start_pos,
     required,
 )
 
@@ -116,23 +119,20 @@ class MMDiTBlock(nn.Module):
     ) -> AttentionOutput:
         """x (B, L, D), condition y (B, D) or (B, 1, D), context (B, C, D); attn_mask and start_pos as in attention."""
         if not torch.jit.is_scripting():
-            check_sequence("x", x, self.dim_base, self.mlp[0].weight)
-            check_present("y", y, self.conditioning, f"conditioning={self.conditioning}")
-            check_present("context", context, self.use_cross_attn, f"use_cross_attn={self.use_cross_attn}")
+            self.check_inputs(x, y, attn_mask, context, start_pos)
+            outputs = run_fused([self], x, y, context, attn_mask, start_pos)
+            if outputs is not None:
+                return AttentionOutput(*outputs)
         if not self.conditioning:
             x = x + self.attn(self.ln_1(x), attn_mask, start_pos).x_out
             return AttentionOutput(x + self.mlp(self.ln_2(x)))
 
         y = required(y, "y")
-        if not torch.jit.is_scripting():
-            check_condition("y", y, x)
         y = y.view(x.shape[0], 1, self.dim_base)
         m = split_modulation(self.adaLN_modulation(y))
         h = layernorm_adaln(x, m.scale_attn, m.shift_attn)
         if self.use_cross_attn:
             context = required(context, "context")
-            if not torch.jit.is_scripting():
-                check_sequence("context", context, self.dim_base, self.mlp[0].weight, batch=x.shape[0])
             c = split_modulation(self.context_layers["adaLN_modulation"](y))
             h_context = layernorm_adaln(context, c.scale_attn, c.shift_attn)
             joint = self.cross_attn(h, h_context, attn_mask, start_pos)
@@ -145,6 +145,27 @@ class MMDiTBlock(nn.Module):
         x = x + m.gate_attn * h
         h = layernorm_adaln(x, m.scale_mlp, m.shift_mlp)
         return AttentionOutput(x + m.gate_mlp * self.mlp(h), context)
+
+    @torch.jit.unused
+    def check_inputs(
+        self,
+        x: Tensor,
+        y: Optional[Tensor],
+        attn_mask: Optional[Tensor],
+        context: Optional[Tensor],
+        start_pos: Optional[Union[int, Tensor]],
+    ) -> None:
+        """Raise the package's errors for what forward cannot take."""
+        check_sequence("x", x, self.dim_base, self.mlp[0].weight)
+        check_present("y", y, self.conditioning, f"conditioning={self.conditioning}")
+        check_present("context", context, self.use_cross_attn, f"use_cross_attn={self.use_cross_attn}")
+        if y is not None:
+            check_condition("y", y, x)
+        if context is not None:
+            check_sequence("context", context, self.dim_base, self.mlp[0].weight, batch=x.shape[0])
+        check_mask(attn_mask, x)
+        attention = self.cross_attn if self.use_cross_attn else self.attn
+        check_start_pos(start_pos, x, attention.max_seq_len)
 
 
 GPT2Block = MMDiTBlock  # the name that checkpoints' own code knows it by

@@ -3,11 +3,15 @@
 from dataclasses import asdict
 from typing import Optional, Union
 
+import torch
 from torch import Tensor, nn
 
 from mmdit.attention import AttentionOutput
 from mmdit.block import MMDiTBlock
 from mmdit.config import MMDiTConfig
+from mmdit.inference.graph import GraphedForward
+from mmdit.inference.stack import run_fused
+from mmdit.inference.weights import is_hooked
 from mmdit.validation import check_positive_int
 
 
@@ -39,7 +43,27 @@ class MMDiT(nn.Module):
         """x (B, L, D), condition y (B, D) or (B, 1, D), context (B, C, D); attn_mask (B, L, L) over x, nonzero =
         attend; start_pos None, an int or (B,): the position of x[:, 0].
         """
+        if not torch.jit.is_scripting():
+            self.layers[0].check_inputs(x, y, attn_mask, context, start_pos)
+            if not any(type(layer) is not MMDiTBlock or is_hooked(layer) for layer in self.layers):
+                outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos)
+                if outputs is not None:
+                    return AttentionOutput(*outputs)
         for layer in self.layers:
             out = layer(x, y, attn_mask, context, start_pos)
             x, context = out.x_out, out.context_out
         return AttentionOutput(x, context)
+
+    @torch.jit.unused
+    def compile_graph(
+        self,
+        x: Tensor,
+        y: Optional[Tensor] = None,
+        context: Optional[Tensor] = None,
+        attn_mask: Optional[Tensor] = None,
+        start_pos: Optional[Union[int, Tensor]] = None,
+    ) -> GraphedForward:
+        """Capture the forward, without gradients, for inputs like these in a CUDA graph, which is then called with as
+        many: see GraphedForward.
+        """
+        return GraphedForward(self, x, y, context, attn_mask, start_pos)

@@ -58,11 +58,13 @@ _recording: Optional[_Recording] = None
 _platform_problems: Dict[int, Optional[str]] = {}
 
 
-def takes_fused(op: str, x: Tensor, unsupported: Optional[str] = None) -> bool:
-    """Whether this call of op on x takes the kernel; `unsupported` is the op's own reason against it, if any."""
+def takes_fused(op: str, x: Tensor, unsupported: Optional[str] = None, how: str = "") -> bool:
+    """Whether this call of op on x takes the kernel; `unsupported` is the op's own reason against it, if any, and `how`
+    what `explain` tells beside where it ran.
+    """
     obstacle = unsupported or why_not(x)
     if _recording is not None and not torch.compiler.is_compiling():
-        path, reason = ("pytorch", obstacle) if obstacle else ("fused", _why(x))
+        path, reason = ("pytorch", obstacle) if obstacle else ("fused", _why(x) + how)
         _recording.decisions.append(Decision(op, path, reason))
     return obstacle is None
 

@@ -1,52 +1,105 @@
-"""The kernel of joint attention.
+"""The kernels of joint attention.
 
-B batch, L x length, S joint length, H heads, Dh head dim. Pointers are p_*, block values b_*, offsets o_*, masks m_*.
+B batch, L x length, C context length, H heads, Dh head dim. R rows: x, padding up to x_rows, the context, padding up
+to R; padding is 0 in k and v. Pointers are p_*, block values b_*, offsets o_*, masks m_*.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _exp2_mixed(b_x):
+    """2^x for |x| < 126, three of eight by a polynomial (relative error 1e-4), as exponentials bound the kernel.
+
+    x = n + f with n the nearest integer, which adding 1.5 * 2^23 leaves in the low bits; n goes into the exponent.
+    """
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 t<3>, f<3>, p<3>;
+        .reg .b32 n<3>;
+        ex2.approx.ftz.f32 $0, $8;
+        ex2.approx.ftz.f32 $1, $9;
+        ex2.approx.ftz.f32 $2, $10;
+        ex2.approx.ftz.f32 $3, $11;
+        ex2.approx.ftz.f32 $4, $12;
+        add.rn.f32 t0, $13, 0f4B400000;
+        add.rn.f32 t1, $14, 0f4B400000;
+        add.rn.f32 t2, $15, 0f4B400000;
+        shl.b32 n0, t0, 23;
+        shl.b32 n1, t1, 23;
+        shl.b32 n2, t2, 23;
+        sub.rn.f32 t0, t0, 0f4B400000;
+        sub.rn.f32 t1, t1, 0f4B400000;
+        sub.rn.f32 t2, t2, 0f4B400000;
+        sub.rn.f32 f0, $13, t0;
+        sub.rn.f32 f1, $14, t1;
+        sub.rn.f32 f2, $15, t2;
+        fma.rn.f32 p0, f0, 0f3D61FB41, 0f3E786F08;
+        fma.rn.f32 p1, f1, 0f3D61FB41, 0f3E786F08;
+        fma.rn.f32 p2, f2, 0f3D61FB41, 0f3E786F08;
+        fma.rn.f32 p0, f0, p0, 0f3F31798E;
+        fma.rn.f32 p1, f1, p1, 0f3F31798E;
+        fma.rn.f32 p2, f2, p2, 0f3F31798E;
+        fma.rn.f32 p0, f0, p0, 0f3F7FFB49;
+        fma.rn.f32 p1, f1, p1, 0f3F7FFB49;
+        fma.rn.f32 p2, f2, p2, 0f3F7FFB49;
+        add.s32 $5, p0, n0;
+        add.s32 $6, p1, n1;
+        add.s32 $7, p2, n2;
+        }""",
+        "=r,=r,=r,=r,=r,=r,=r,=r,r,r,r,r,r,r,r,r", [b_x], tl.float32, True, 8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _exp2(b_x, MIXED: tl.constexpr):
+    return _exp2_mixed(b_x) if MIXED else tl.exp2(b_x)
+
+
+@triton.jit
+def largest(p_x, p_c, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest magnitude in two vectors (SIZE,)."""
+    o = tl.arange(0, BLOCK)
+    b_x, b_c = tl.load(p_x + o, mask=o < SIZE, other=0.0), tl.load(p_c + o, mask=o < SIZE, other=0.0)
+    return tl.max(tl.maximum(tl.abs(b_x), tl.abs(b_c)).to(tl.float32), 0)
 
 
 @triton.jit
 def _attend(
-    b_q,
-    p_k,
-    p_v,
-    p_bits,
-    o_q,
-    k_row,
-    v_row,
-    S,
-    SCALE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MASKED: tl.constexpr,
-    SAFE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
+    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, SAFE: tl.constexpr, MIXED: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
-):
+):  # fmt: skip
     """Sums over all keys of exp2(SCALE q k^T - m) v (BLOCK_Q, BLOCK_D) and of exp2(SCALE q k^T - m) (BLOCK_Q,).
 
-    m is the running maximum if SAFE, else 0. Keys past S are zeros: unless they are masked away, each adds 1 to the
+    m is the running maximum if SAFE, else 0. Padding is zeros: unless it is masked away, each such key adds 1 to the
     second sum, and that is taken off again.
     """
     o_d = tl.arange(0, BLOCK_D)
     b_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BLOCK_Q,), tl.float32)
     b_out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    for start in tl.range(0, S, BLOCK_K, num_stages=STAGES):
+    for start in tl.range(0, R, BLOCK_K, num_stages=STAGES):
         o_k = start + tl.arange(0, BLOCK_K)
-        m_k = (o_k < S)[:, None] & (o_d < HEAD_DIM)[None, :]
-        b_k = tl.load(p_k + o_k[:, None] * k_row + o_d[None, :], mask=m_k, other=0.0)  # (BLOCK_K, BLOCK_D)
-        b_v = tl.load(p_v + o_k[:, None] * v_row + o_d[None, :], mask=m_k, other=0.0)
-        b_logits = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * SCALE  # (BLOCK_Q, BLOCK_K)
+        if EVEN:
+            b_k = tl.load(p_k + o_k[:, None] * k_row + o_d[None, :])  # (BLOCK_K, BLOCK_D)
+            b_v = tl.load(p_v + o_k[:, None] * v_row + o_d[None, :])
+        else:
+            m_k = (o_k < R)[:, None] & (o_d < HEAD_DIM)[None, :]
+            b_k = tl.load(p_k + o_k[:, None] * k_row + o_d[None, :], mask=m_k, other=0.0)
+            b_v = tl.load(p_v + o_k[:, None] * v_row + o_d[None, :], mask=m_k, other=0.0)
+        b_logits = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (BLOCK_Q, BLOCK_K)
+        if SCALE != 1.0:
+            b_logits *= SCALE
         if MASKED:  # a word of bits for each query; BLOCK_K is 32
-            b_bits = tl.load(p_bits + start // 32, mask=o_q < S, other=-1)  # (BLOCK_Q,)
+            b_bits = tl.load(p_bits + start // 32, mask=o_q < R, other=-1)  # (BLOCK_Q,)
             b_logits = tl.where((b_bits[:, None] >> (o_k - start)[None, :]) & 1 != 0, b_logits, float("-inf"))
         elif SAFE:
-            b_logits = tl.where((o_k < S)[None, :], b_logits, float("-inf"))
+            m_there = (o_k < L) | ((o_k >= x_rows) & (o_k < x_rows + C))
+            b_logits = tl.where(m_there[None, :], b_logits, float("-inf"))
         if SAFE:
             b_new = tl.maximum(b_max, tl.max(b_logits, 1))
             b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
@@ -55,103 +108,97 @@ def _attend(
             b_sum *= b_decay
             b_out *= b_decay[:, None]
             b_max = b_new
-        b_weights = tl.exp2(b_logits)
+        b_weights = _exp2(b_logits, MIXED)
         b_sum += tl.sum(b_weights, 1)
         b_out = tl.dot(b_weights.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
     if not MASKED and not SAFE:
-        b_sum -= tl.cdiv(S, BLOCK_K) * BLOCK_K - S
+        b_sum -= tl.cdiv(R, BLOCK_K) * BLOCK_K - L - C
     return b_out, b_sum
 
 
-@triton.jit(do_not_specialize=["S"])
+@triton.jit(do_not_specialize=["L", "C", "x_rows", "R"])
 def joint_attention_kernel(
-    p_q,  # (B, H, S, Dh), strides (q_batch, q_head, q_row, 1)
-    p_k,  # (B, H, S, Dh), likewise
-    p_v,  # (B, H, S, Dh), likewise
-    p_bits,  # (B, S, cdiv(S, 32)) int32 as pack_mask_kernel makes them, or unused
-    p_out,  # (B, S, H, Dh), contiguous
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    S,
-    H: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    SCALE: tl.constexpr,
-    MASKED: tl.constexpr,
-    LARGEST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """out = softmax(q k^T / sqrt(Dh)) v under the joint mask; SCALE is log2(e) / sqrt(Dh).
+    p_q,  # (B, H, R, Dh), strides (q_batch, q_head, q_row, 1)
+    p_k,  # (B, H, R, Dh), likewise
+    p_v,  # (B, H, R, Dh), likewise
+    p_bits,  # (B, R, cdiv(R, 32)) int32 as pack_mask_kernel makes them, or None
+    p_out,  # (B, R, H, Dh), contiguous
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    L, C, x_rows, R,
+    H: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr, LARGEST: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(q k^T / sqrt(Dh)) v under the joint mask; SCALE is log2(e) / sqrt(Dh), or 1 where q has that in it.
 
-    Grid: (B * H * cdiv(S, BLOCK_Q),), a tile of queries each. Saves nothing for backward.
+    Grid: (B * H * cdiv(R, BLOCK_Q),), a tile of queries each. Saves nothing for backward. EVEN: BLOCK_K divides R, and
+    BLOCK_D is Dh.
 
     The softmax is first summed without a running maximum. Where any row's sum then lies outside [1, LARGEST], or a
     weighted value is not finite, the tile is done again with one.
     """
-    tiles = tl.cdiv(S, BLOCK_Q)
+    MASKED: tl.constexpr = p_bits is not None
+    tiles = tl.cdiv(R, BLOCK_Q)
     head = tl.program_id(0) // tiles % H
     batch = (tl.program_id(0) // (tiles * H)).to(tl.int64)
     o_q = tl.program_id(0) % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
     o_d = tl.arange(0, BLOCK_D)
-    m_q = (o_q < S)[:, None] & (o_d < HEAD_DIM)[None, :]
+    m_q = (o_q < R)[:, None] & (o_d < HEAD_DIM)[None, :]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     b_q = tl.load(p_q + batch * q_batch + head * q_head + o_q[:, None] * q_row + o_d[None, :], mask=m_q, other=0.0)
     p_k += batch * k_batch + head * k_head
     p_v += batch * v_batch + head * v_head
     if MASKED:
-        p_bits += (batch * S + o_q) * tl.cdiv(S, 32)
+        p_bits += (batch * R + o_q) * tl.cdiv(R, 32)
     b_out, b_sum = _attend(
-        b_q, p_k, p_v, p_bits, o_q, k_row, v_row, S,
-        SCALE, HEAD_DIM, MASKED, False, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
+        b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
+        SCALE, HEAD_DIM, MASKED, False, False, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
     )  # fmt: skip
     m_good = (b_sum >= 1.0) & (b_sum <= LARGEST) & (tl.max(tl.abs(b_out), 1) < float("inf"))
     if tl.min(m_good.to(tl.int32), 0) == 0:
         b_out, b_sum = _attend(
-            b_q, p_k, p_v, p_bits, o_q, k_row, v_row, S,
-            SCALE, HEAD_DIM, MASKED, True, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
+            b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
+            SCALE, HEAD_DIM, MASKED, True, False, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
         )  # fmt: skip
     b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]  # nothing to attend to: 0
-    o_out = ((batch * S + o_q[:, None]) * H + head) * HEAD_DIM + o_d[None, :]
+    o_out = ((batch * R + o_q[:, None]) * H + head) * HEAD_DIM + o_d[None, :]
     tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_q)
 
 
-@triton.jit(do_not_specialize=["L", "S"])
+@triton.jit(do_not_specialize=["L", "C", "x_rows", "R"])
 def pack_mask_kernel(
     p_mask,  # (B, L, L) uint8, contiguous
     p_seen,  # (B, L) uint8: does any x row see this x column
-    p_bits,  # (B, S, cdiv(S, 32)) int32, contiguous
+    p_bits,  # (B, R, cdiv(R, 32)) int32, contiguous
     L,
-    S,
+    C,
+    x_rows,
+    R,
     ROWS: tl.constexpr,
 ):
-    """Bit k % 32 of bits[b, q, k // 32]: does row q see column k of x and context together. An x row sees what the
-    mask says, and the context if that is anything; a context row sees what any x row does, and the context.
+    """Bit k % 32 of bits[b, q, k // 32]: does row q see column k. An x row sees what the mask says, and the context if
+    that is anything; a context row sees what any x row does, and the context; padding sees key 0, for its sum not to
+    be 0.
 
-    Grid: (B * cdiv(S, ROWS),), ROWS rows of one sample each.
+    Grid: (B * cdiv(R, ROWS),), ROWS rows of one sample each.
     """
-    tiles, words = tl.cdiv(S, ROWS), tl.cdiv(S, 32)
+    tiles, words = tl.cdiv(R, ROWS), tl.cdiv(R, 32)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     o_q = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)[:, None]
     o_bit = tl.arange(0, 32)[None, :]
-    m_x = o_q < L
+    m_x, m_c = o_q < L, (o_q >= x_rows) & (o_q < x_rows + C)
     p_mask += batch * L * L + o_q * L
     b_sees = tl.zeros((ROWS, 32), tl.int32)
     for start in range(0, L, 32):
         b_sees |= tl.load(p_mask + start + o_bit, mask=m_x & (start + o_bit < L), other=0).to(tl.int32)
-    b_sees = (tl.max(b_sees, 1, keep_dims=True) != 0) | (o_q >= L)  # (ROWS, 1)
+    b_sees = (tl.max(b_sees, 1, keep_dims=True) != 0) | m_c  # (ROWS, 1)
     for word in range(words):
         o_k = word * 32 + o_bit
         b_own = tl.load(p_mask + o_k, mask=m_x & (o_k < L), other=0) != 0  # (ROWS, 32)
         b_seen = tl.load(p_seen + batch * L + o_k, mask=o_k < L, other=0) != 0  # (1, 32)
-        b_visible = tl.where(o_k < L, tl.where(m_x, b_own, b_seen), b_sees) & (o_k < S)
+        b_visible = tl.where(o_k < L, b_own | (m_c & b_seen), b_sees & (o_k >= x_rows) & (o_k < x_rows + C))
+        b_visible |= (o_k == 0) & (m_x == 0) & (m_c == 0)
         b_word = tl.sum(b_visible.to(tl.int32) << o_bit, 1, keep_dims=True)
-        tl.store(p_bits + (batch * S + o_q) * words + word, b_word, mask=o_q < S)
+        tl.store(p_bits + (batch * R + o_q) * words + word, b_word, mask=o_q < R)

@@ -9,7 +9,7 @@ from mmdit.ops.joint_attention.reference import joint_attention_reference
 from mmdit.ops.joint_attention.tuning import attention_tiles
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.dispatch import takes_fused
-from mmdit.runtime.launch import launch
+from mmdit.runtime.launch import launch, product_precision, unit_stride
 
 # Above these the best SDPA backend is faster on an H200: bf16, head dim 128, 2 x 16 x 4352 rows, 532 us against 606;
 # fp32, head dim 64, 8 x 8 x 1088 rows, 616 against 1013.
@@ -47,56 +47,72 @@ def _unsupported(query: Tensor) -> Optional[str]:
     return None if query.shape[3] <= limit else f"a head dim of more than {limit} in {query.dtype}"
 
 
-def _rows(t: Tensor) -> Tensor:
-    """t with a last stride of 1, which the kernel relies on."""
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
 def _forward(query: Tensor, key: Tensor, value: Tensor, attn_mask: Optional[Tensor], context_length: int) -> Tensor:
-    from mmdit.ops.joint_attention.kernel import joint_attention_kernel
-
     batch, heads, joint_length, dim_head = query.shape
-    query, key, value = _rows(query), _rows(key), _rows(value)
+    query, key, value = map(unit_stride, (query, key, value))
     out = query.new_empty(batch, joint_length, heads * dim_head)
-    bits = None if attn_mask is None else _pack(attn_mask, joint_length)
-    tiles = attention_tiles(batch * heads, joint_length, dim_head, query.dtype, bits is not None)
-    launch(
-        joint_attention_kernel,
-        batch * heads * -(-joint_length // tiles.queries),
-        tensors=(query, key, value, bits, out),
-        strides=(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
-        lengths=(joint_length,),
-        constants=(
-            *(heads, dim_head, LOG2_E / dim_head**0.5, bits is not None, LARGEST_SUM[query.dtype], _precision()),
-            *(tiles.queries, tiles.keys, tiles.block, tiles.stages),
-        ),
-        warps=tiles.warps,
-    )
+    bits = None if attn_mask is None else pack_mask(attn_mask, context_length, attn_mask.shape[1], joint_length)
+    attend(query, key, value, bits, out, (joint_length, 0, joint_length, joint_length), LOG2_E / dim_head**0.5)
     return out
 
 
-def _pack(attn_mask: Tensor, joint_length: int) -> Tensor:
-    """The joint mask (B, S, S) of attn_mask (B, L, L), 32 columns to a word."""
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bits: Optional[Tensor],
+    out: Tensor,
+    layout: Tuple[int, int, int, int],
+    scale: float,
+    chained: bool = False,
+) -> None:
+    """Write softmax2(scale q k^T) v to out (B, R, H Dh), in powers of 2.
+
+    Args:
+        query, key, value: (B, H, R, Dh) with a last stride of 1; padding is 0 in key and value.
+        bits: as pack_mask makes them, or None.
+        layout: rows of x, of the context, where the context begins, and R: between lie rows of padding.
+        chained: begin while the kernel before still runs; needs can_chain.
+    """
+    from mmdit.ops.joint_attention.kernel import joint_attention_kernel
+
+    batch, heads, rows, dim_head = query.shape
+    tiles = attention_tiles(batch * heads, rows, dim_head, query.dtype, bits is not None)
+    launch(
+        joint_attention_kernel,
+        batch * heads * -(-rows // tiles.queries),
+        tensors=(query, key, value, bits, out),
+        strides=(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
+        lengths=layout,
+        constants=(
+            *(heads, dim_head, scale, LARGEST_SUM[query.dtype], product_precision()),
+            *(rows % tiles.keys == 0 and tiles.block == dim_head, tiles.queries, tiles.keys, tiles.block, tiles.stages),
+            chained,
+        ),
+        warps=tiles.warps,
+        **({"launch_pdl": True} if chained else {}),
+    )
+
+
+def pack_mask(attn_mask: Tensor, context_length: int, x_rows: int, rows: int) -> Tensor:
+    """The joint mask of attn_mask (B, L, L) bool, 32 columns to a word: (B, rows, cdiv(rows, 32)) int32. x begins at
+    row 0 and the context at x_rows; the other rows are padding.
+    """
     from mmdit.ops.joint_attention.kernel import pack_mask_kernel
 
     batch, length, _ = attn_mask.shape
-    bits = attn_mask.new_empty(batch, joint_length, -(-joint_length // 32), dtype=torch.int32)
+    bits = attn_mask.new_empty(batch, rows, -(-rows // 32), dtype=torch.int32)
     mask, seen = attn_mask.contiguous().view(torch.uint8), attn_mask.any(1).view(torch.uint8)
     launch(
         pack_mask_kernel,
-        batch * -(-joint_length // PACK_ROWS),
+        batch * -(-rows // PACK_ROWS),
         tensors=(mask, seen, bits),
         strides=(),
-        lengths=(length, joint_length),
+        lengths=(length, context_length, x_rows, rows),
         constants=(PACK_ROWS,),
         warps=4,
     )
     return bits
-
-
-def _precision() -> str:
-    """How an fp32 product is taken: as torch's own precision flag allows."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _reference(*arguments: Any) -> Tensor:

@@ -12,7 +12,7 @@ from mmdit.ops.norm_adaln.reference import norm_adaln_backward_reference, norm_a
 from mmdit.ops.norm_adaln.tuning import MAX_DIM, backward_tiles, forward_tiles, reduce_tiles
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.dispatch import takes_fused
-from mmdit.runtime.launch import launch
+from mmdit.runtime.launch import launch, unit_stride
 from mmdit.validation import check_adaln
 
 
@@ -51,16 +51,11 @@ def _unsupported(x: Tensor) -> Optional[str]:
     return None if x.shape[2] <= MAX_DIM else f"a row of more than {MAX_DIM}"
 
 
-def _rows(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
-    """The tensors with a last stride of 1, which the kernels rely on."""
-    return tuple(t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors)
-
-
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], eps: float, center: bool) -> Tensor:
     from mmdit.ops.norm_adaln.kernel import norm_adaln_forward_kernel
 
     batch, length, dim = x.shape
-    x, scale, shift, weight = _rows(x, scale, shift, weight)
+    x, scale, shift, weight = map(unit_stride, (x, scale, shift, weight))
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     tiles = forward_tiles(batch, length, dim)
     launch(
@@ -81,7 +76,7 @@ def _backward(
     from mmdit.ops.norm_adaln.kernel import norm_adaln_backward_kernel, norm_adaln_reduce_kernel
 
     batch, length, dim = x.shape
-    grad, x, scale, weight = _rows(grad, x, scale, weight)
+    grad, x, scale, weight = map(unit_stride, (grad, x, scale, weight))
     d_x, d_scale, d_shift, d_weight = gradients = _empty_gradients(grad, x, scale, weight, eps, center)
     tiles = backward_tiles(batch, length, dim)
     direct = tiles.chunks == 1 and weight is None

@@ -1,0 +1,104 @@
+"""Blocks without gradients: which of the fused tiers takes them, if any.
+
+"tiles": ops/stack_rows, everything but attention on tiles of rows, two or three launches a layer.
+"rows": inference/rows, products by PyTorch, a kernel for all that lies between two of them.
+"""
+
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from mmdit.inference.rows import run_rows
+from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, same_kind
+from mmdit.ops.modulation.op import modulation
+from mmdit.ops.stack_rows.op import run_tiles
+from mmdit.runtime.dispatch import takes_fused, why_not
+from mmdit.runtime.launch import product_precision, unit_stride
+
+TILES_MAX_DIM = 128
+TILES_HEAD_DIMS = (16, 32, 64)
+ROWS_MAX_DIM = 2048
+
+
+def run_fused(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    y: Optional[Tensor],
+    context: Optional[Tensor],
+    attn_mask: Optional[Tensor],
+    start_pos: Optional[Union[int, Tensor]],
+) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+    """x (B, L, D) and context (B, C, D), or None, after the blocks; None where they must be called one by one.
+
+    The arguments are those of an MMDiTBlock, checked.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return None
+    obstacle, weights = _obstacle(blocks, x)
+    without = context is not None and context.shape[1] == 0
+    attention = blocks[0].cross_attn if blocks[0].use_cross_attn else blocks[0].attn
+    layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
+    problem = obstacle or tiles_obstacle(x, context, layers[0], attention.num_head)
+    if not takes_fused("stack", x, obstacle, f"; rows tier, not tiles: {problem}" if problem else "; tiles tier"):
+        return None
+    streams = 1 if context is None or without else 2
+    modulations = _modulation(blocks[0].conditioning, weights, streams, y)
+    mask = None if attn_mask is None else attn_mask if attn_mask.dtype == torch.bool else attn_mask != 0
+    inputs = unit_stride(x), None if without else unit_stride(context), mask, start_pos
+    tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
+    x_out, context_out = (run_rows if problem else run_tiles)(layers, modulations, *inputs, *tables)
+    return x_out, context if without else context_out
+
+
+def tiles_obstacle(x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int) -> Optional[str]:
+    """What keeps the first tier from these sizes, or None."""
+    batch, length, dim = x.shape
+    forward = layer.x.up_weight.shape[0]
+    if x.dtype == torch.float32 and product_precision() == "ieee":
+        return "fp32 products are faster by PyTorch"
+    if dim > TILES_MAX_DIM or dim // heads not in TILES_HEAD_DIMS:
+        return f"D above {TILES_MAX_DIM}, or a head dim not in {TILES_HEAD_DIMS}"
+    if forward % 64:
+        return "F not a multiple of 64"
+    rows = length + 128 + (0 if context is None else context.shape[1])
+    if 6 * batch * rows * dim >= 1 << 31:
+        return "more than 2^31 elements in a buffer"
+    return None
+
+
+def _obstacle(blocks: Sequence[nn.Module], x: Tensor) -> Tuple[Optional[str], List[BlockWeights]]:
+    """The reason against any fused tier, and the blocks' weights where there is none."""
+    problem = why_not(x)
+    if problem:
+        return problem, []
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is on", []
+    weights: List[BlockWeights] = []
+    for block in blocks:
+        found = block_weights(block)
+        if found is None:
+            return "a block with parts or hooks of its own", []
+        weights.append(found)
+        if block.training and block.mlp[3].p > 0:
+            return "dropout is on", []
+    tensors = [t for w in weights for part in (*w.layer, w.condition) if part is not None for t in part]
+    if not same_kind(x, tensors):
+        return "weights of another dtype or device, or not contiguous", []
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
+        return "gradients are recorded, and the fused stack has no backward", []
+    if x.shape[2] > ROWS_MAX_DIM:
+        return f"D above {ROWS_MAX_DIM}", []
+    return None, weights
+
+
+def _modulation(conditioned: bool, weights: List[BlockWeights], streams: int, y: Optional[Tensor]) -> Tensor:
+    """Scale, shift and gate of attention and MLP: (B or 1, layers, streams, 6, D) fp32 or wider."""
+    if conditioned:
+        matrices = [m for w in weights for m in w.condition[: 2 * streams : 2]]
+        biases = [b for w in weights for b in w.condition[1 : 2 * streams : 2]]
+        chunks = modulation(y.view(len(y), -1), matrices, biases)
+        return chunks.unflatten(2, (6, -1)).unflatten(1, (len(weights), streams))
+    wide = torch.stack([t for w in weights for t in w.condition]).float().unflatten(0, (-1, 2, 2))  # layer, norm, pair
+    scale, shift = wide[:, :, 0] - 1.0, wide[:, :, 1]
+    return torch.stack((scale, shift, torch.ones_like(scale)), dim=2).flatten(1, 2)[None, :, None].contiguous()

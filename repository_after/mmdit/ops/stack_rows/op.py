@@ -1,0 +1,233 @@
+"""A whole stack on tiles of rows: three launches a layer, or two where the batch fills the GPU.
+
+B batch, L x length, C context length, D model dim, H heads, Dh head dim, F feed-forward.
+"""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from mmdit.attention import RMS_EPS
+from mmdit.inference.weights import LayerWeights
+from mmdit.ops.joint_attention.op import LOG2_E, attend, pack_mask
+from mmdit.ops.stack_rows.tuning import HOPPER_STAGES, PADDING, RowTiles, row_tiles
+from mmdit.runtime.launch import can_chain, launch, product_precision
+
+NORM_EPS = 1e-6
+BLOCK_FIELDS = ("out_weight", "out_bias", "out_norm", "up_weight", "up_bias", "down_weight", "down_bias")
+HEAD_FIELDS = ("qkv_weight", "qkv_bias", "query_norm", "key_norm")
+
+
+class Buffers(NamedTuple):
+    """What the kernels of a call hand to each other. R rows a sample: x, padding, the context, padding."""
+
+    residual: Tensor  # (B, R, D) fp32
+    heads: Tensor  # (3, B, R, D): query, key, value
+    joined: Tensor  # (B, R, D): attention
+    mid: Tensor  # (B, R, D) fp32, or x_out (B, L, D) where the MLP is not sliced
+    partial: Tensor  # (slices, B, R, D) fp32, or context_out (B, C, D)
+
+
+def run_tiles(
+    layers: Sequence[LayerWeights],
+    modulation: Tensor,
+    x: Tensor,
+    context: Optional[Tensor],
+    attn_mask: Optional[Tensor],
+    start_pos: Optional[Union[int, Tensor]],
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    plan: Optional[RowTiles] = None,
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """x (B, L, D) and context (B, C, D), or None, after all layers, in their dtype; the arguments are run_rows'.
+
+    plan: other tiles than the table's. The residual stream stays in fp32 between the layers.
+    """
+    batch, length, dim = x.shape
+    context_length = 0 if context is None else context.shape[1]
+    streams = modulation.shape[2]
+    plan = plan or row_tiles(batch * (length + context_length), dim, layers[0].x.up_weight.shape[0], x)
+    x_rows = -(-length // PADDING) * PADDING
+    rows = x_rows + -(-context_length // PADDING) * PADDING
+    layout = (length, context_length, x_rows, rows)
+    x_out = x.new_empty(batch, length, dim)
+    context_out = x_out if context is None else context.new_empty(batch, context_length, dim)
+    buffers = _allocate(x, rows, plan.slices, x_out, context_out)
+    query, key, value = buffers.heads.view(3, batch, rows, heads, -1).transpose(2, 3)
+    bits = None if attn_mask is None else pack_mask(attn_mask, context_length, x_rows, rows)
+    run = _Run(
+        plan, buffers, modulation, (x, x if context is None else context), layout, streams, heads, cos, sin, start_pos
+    )
+
+    for index, weights in enumerate(layers):
+        if index == 0 or plan.slices > 1:
+            run.project(index, weights, layers[index - 1])
+        attend(query, key, value, bits, buffers.joined, layout, 1.0, run.chained)
+        run.update(index, weights, layers[index + 1] if index + 1 < len(layers) else None)
+    if plan.slices > 1:
+        run.finish(len(layers) - 1, layers[-1], x_out, context_out)
+    return x_out, None if context is None else context_out
+
+
+def _allocate(x: Tensor, rows: int, slices: int, x_out: Tensor, context_out: Tensor) -> Buffers:
+    batch, _, dim = x.shape
+    shape = (batch, rows, dim)
+    heads, joined = x.new_empty(3, *shape), x.new_empty(shape)
+    if slices == 1:
+        return Buffers(torch.empty(shape, device=x.device), heads, joined, x_out, context_out)
+    wide = torch.empty(slices + 2, *shape, device=x.device)
+    return Buffers(wide[0], heads, joined, wide[1], wide[2:])
+
+
+def _pairs(weights: Optional[LayerWeights], names: Sequence[str]) -> List[Optional[Tensor]]:
+    """For each name x's weight, then the context's (x's again without one)."""
+    if weights is None:
+        return [None] * (2 * len(names))
+    other = weights.context or weights.x
+    return [getattr(stream, name) for name in names for stream in (weights.x, other)]
+
+
+class _Run:
+    """One call's launches of the row kernels."""
+
+    def __init__(
+        self,
+        plan: RowTiles,
+        buffers: Buffers,
+        modulation: Tensor,
+        inputs: Tuple[Tensor, Tensor],
+        layout: Tuple[int, int, int, int],
+        streams: int,
+        heads: int,
+        cos: Tensor,
+        sin: Tensor,
+        start_pos: Optional[Union[int, Tensor]],
+    ) -> None:
+        length, context_length, x_rows, rows = layout
+        x = inputs[0]
+        self.batch, _, self.dim = x.shape
+        self.plan, self.buffers, self.modulation, self.inputs = plan, buffers, modulation, inputs
+        self.streams, self.cos, self.sin = streams, cos, sin
+        self.tiles = rows // plan.tile
+        self.lengths = (length, context_length, x_rows // plan.tile, self.tiles)
+        self.start, self.starts = (0, start_pos) if isinstance(start_pos, Tensor) else (start_pos or 0, None)
+        self.modulation_batch = modulation.stride(0) if modulation.shape[0] > 1 else 0
+        self.slice_stride = buffers.residual.numel()
+        self.head_dim = self.dim // heads
+        self.block = max(16, 1 << (self.dim - 1).bit_length())
+        self.precision = product_precision()
+        self.approximate = x.is_cuda and x.dtype != torch.float32
+        self.chained = can_chain(x)
+        self.options: Dict[str, Any] = {"launch_pdl": True} if self.chained else {}
+
+    def project(self, index: int, weights: LayerWeights, before: LayerWeights) -> None:
+        """Query, key and value of a layer, from the inputs or from what the layer before left."""
+        plan, buffers, first = self.plan, self.buffers, index == 0
+        source = self.inputs if first else (buffers.mid, buffers.partial)
+        launch(
+            self._kernels().qkv_kernel,
+            self.batch * self.tiles * plan.qkv_parts,
+            tensors=(
+                *(*source, self.modulation, *_pairs(weights, HEAD_FIELDS), *_pairs(before, ("down_bias",))),
+                *(self.cos, self.sin, self.starts, buffers.residual, buffers.heads),
+            ),
+            strides=(
+                *(*source[0].stride()[:2], *source[1].stride()[:2]),
+                *(self.modulation_batch, buffers.heads.stride(0), self.slice_stride),
+            ),
+            lengths=(index * self.streams, self.start, *self.lengths),
+            constants=(
+                *(first, plan.slices, plan.qkv_parts, self.streams, plan.tile, self._scale(), NORM_EPS, RMS_EPS),
+                *(self.dim, self.head_dim, self.block, self.precision, self.chained),
+            ),
+            warps=plan.qkv_warps,
+            **self.options,
+        )
+
+    def update(self, index: int, weights: LayerWeights, following: Optional[LayerWeights]) -> None:
+        """All of a layer that comes after its attention; without slices also the next layer's query, key and value."""
+        plan, buffers, last = self.plan, self.buffers, following is None
+        if plan.hopper:
+            return self._update_hopper(index, weights, following)
+        ahead = following if plan.slices == 1 else None
+        tables = (None, None, None) if ahead is None else (self.cos, self.sin, self.starts)
+        launch(
+            self._kernels().rows_kernel,
+            self.batch * self.tiles * plan.slices,
+            tensors=(
+                *(buffers.joined, buffers.residual, self.modulation, *_pairs(weights, BLOCK_FIELDS[:3])),
+                *(*_pairs(weights, BLOCK_FIELDS[3:]), *_pairs(ahead, HEAD_FIELDS), *tables),
+                *((buffers.mid, buffers.partial) if ahead is None else (None, None)),
+                None if ahead is None else buffers.heads,
+            ),
+            strides=(self.modulation_batch, buffers.heads.stride(0), self.slice_stride),
+            lengths=(index * self.streams, self.start, *self.lengths),
+            constants=(
+                *(plan.slices, last, self.streams, plan.tile, self._scale(), NORM_EPS, RMS_EPS, self.approximate),
+                *(self.dim, self.head_dim, weights.x.up_weight.shape[0], self.block, plan.block_f, plan.stages),
+                *(self.precision, self.chained),
+            ),
+            warps=plan.rows_warps,
+            **self.options,
+        )
+
+    def _update_hopper(self, index: int, weights: LayerWeights, following: Optional[LayerWeights]) -> None:
+        from mmdit.ops.stack_rows.kernel_hopper import describe, rows_hopper_kernel
+
+        buffers, last = self.buffers, following is None
+        ahead = weights if last else following
+        matrices = [*_pairs(weights, ("out_weight", "up_weight", "down_weight")), *_pairs(ahead, ("qkv_weight",))]
+        launch(
+            rows_hopper_kernel,
+            self.batch * self.tiles,
+            descriptors=(
+                describe(buffers.joined.flatten(0, 1), 64, 128),
+                *[describe(matrix, 128, 64) for matrix in matrices],
+                describe(buffers.heads.flatten(0, 2), 64, 128),
+            ),
+            tensors=(
+                *(
+                    buffers.residual,
+                    self.modulation,
+                    *_pairs(weights, ("out_bias", "out_norm", "up_bias", "down_bias")),
+                ),
+                *(*_pairs(ahead, HEAD_FIELDS[1:]), self.cos, self.sin, self.starts),
+                *((buffers.mid, buffers.partial) if last else (None, None)),
+            ),
+            strides=(self.modulation_batch,),
+            lengths=(index * self.streams, self.start, *self.lengths, self.batch),
+            constants=(
+                *(last, self.streams, self._scale(), NORM_EPS, RMS_EPS, self.head_dim, weights.x.up_weight.shape[0]),
+                *(HOPPER_STAGES, self.chained),
+            ),
+            warps=8,
+            maxnreg=128,  # two programs to a multiprocessor
+            **self.options,
+        )
+
+    def finish(self, index: int, weights: LayerWeights, x_out: Tensor, context_out: Tensor) -> None:
+        """The outputs, from what the last layer's slices left."""
+        launch(
+            self._kernels().sum_kernel,
+            self.batch * self.tiles,
+            tensors=(
+                *(self.buffers.mid, self.buffers.partial, self.modulation, *_pairs(weights, ("down_bias",))),
+                *(x_out, context_out),
+            ),
+            strides=(self.modulation_batch, self.slice_stride),
+            lengths=(index * self.streams, *self.lengths),
+            constants=(self.plan.slices, self.plan.tile, self.dim, self.block, self.chained),
+            warps=4,
+            **self.options,
+        )
+
+    def _scale(self) -> float:
+        return LOG2_E / self.head_dim**0.5
+
+    @staticmethod
+    def _kernels() -> Any:
+        from mmdit.ops.stack_rows import kernel
+
+        return kernel

@@ -1,0 +1,53 @@
+"""Tile sizes of the row kernels: a fixed table, never tuned at a user's call.
+
+Measured on one H200 (torch 2.11, Triton 3.6) at D 128, 8 heads, F 512, bf16; other sizes follow by what fits.
+"""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+PADDING = 64  # each stream's rows are padded to a multiple of this, so that no tile holds rows of both
+LATENCY_ROWS = 4096  # up to so many rows, small tiles and a split MLP
+HOPPER_DIM = 128
+HOPPER_STAGES = 4
+TRITON_WITH_GLUON = ("3.6.", "3.7.")  # whose Gluon the Hopper kernel was compiled with
+
+
+class RowTiles(NamedTuple):
+    """`tile` rows to a program. qkv_parts: 3 for a program each for q, k and v. slices: programs that share the MLP's
+    features, block_f of them at a time, with loads `stages` - 1 ahead; 1 goes on to the next layer's q, k and v.
+    """
+
+    tile: int
+    qkv_parts: int
+    qkv_warps: int
+    slices: int
+    block_f: int
+    stages: int
+    rows_warps: int
+    hopper: bool = False
+
+
+def row_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
+    """`rows` is the batch times a sample's x and context rows, x any tensor of the call."""
+    if x.dtype == torch.float32:
+        return RowTiles(tile=32, qkv_parts=3, qkv_warps=4, slices=1, block_f=32, stages=1, rows_warps=4)
+    if rows <= LATENCY_ROWS and forward % 512 == 0:
+        return RowTiles(tile=16, qkv_parts=3, qkv_warps=8, slices=4, block_f=128, stages=1, rows_warps=8)
+    hopper = hopper_obstacle(dim, forward, x) is None
+    return RowTiles(tile=64, qkv_parts=1, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)
+
+
+def hopper_obstacle(dim: int, forward: int, x: Tensor) -> Optional[str]:
+    """What keeps the Hopper kernel from these sizes on x's device, or None."""
+    import triton
+
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] != 9:
+        return "not compute capability 9"
+    if dim != HOPPER_DIM or forward % HOPPER_DIM or forward // HOPPER_DIM & (forward // HOPPER_DIM - 1):
+        return f"D other than {HOPPER_DIM}, or F not {HOPPER_DIM} times a power of 2"
+    if not triton.__version__.startswith(TRITON_WITH_GLUON):
+        return f"Triton {triton.__version__}"
+    return None
