@@ -94,7 +94,7 @@ def time_case(
         setup = StackSetup.draw(case, before.mmdit, after.mmdit, DEVICE)
         ready = make_ready(setup, before, plan.contenders, case.dtype, say)
         say("timing")
-        times = time_in_turns(ready.calls, plan.rounds, plan.rep_ms)
+        times = time_in_turns(ready.calls, plan.rounds, plan.rep_ms, flush=False)
         eager, fused = ready.as_is.get(EAGER), ready.as_is.get(FUSED)
         return StackResult(
             case=case,

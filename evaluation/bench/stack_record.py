@@ -74,7 +74,7 @@ class Floor(Record):
 
 
 class StackTiming(Measurement):
-    """One contender at one case; L2 is flushed before each call."""
+    """One contender at one case, called back to back: what fits in the L2 stays there."""
 
     contender: StackContender
 

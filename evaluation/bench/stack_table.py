@@ -69,7 +69,7 @@ def summary(record: StackRecord) -> str:
         f"{machine.gpu}, torch {machine.torch_version}, Triton {machine.triton_version}, driver {machine.driver}; "
         f"copy {machine.copy_gb_s:,.0f} GB/s; {case.layers} layers, dim {case.dim}, {case.heads} heads, "
         f"feed-forward {case.feed_forward}, x {case.length}, context {case.context}; median ms ± quartile distance of "
-        f"{rounds} interleaved rounds, L2 flushed before each call."
+        f"{rounds} interleaved rounds of calls back to back, as a sampler makes them."
     )
 
 

@@ -130,7 +130,8 @@ def time_both_trees() -> StackResult:
     patch.setattr(contenders, "capture", lambda call: call)
     compile_model = torch.compile
     patch.setattr(torch, "compile", lambda model, dynamic, mode: compile_model(model, dynamic=dynamic, backend="eager"))
-    patch.setattr(stack, "time_in_turns", lambda calls, rounds, _: {name: Rounds([1.0] * rounds, 9) for name in calls})
+    timed = lambda calls, rounds, rep_ms, flush: {name: Rounds([1.0] * rounds, 9) for name in calls}  # noqa: E731
+    patch.setattr(stack, "time_in_turns", timed)
     patch.setattr(stack, "peak_bytes", lambda _: 5)
     patch.setattr(stack, "host_us", lambda _: 6.0)
     patch.setattr(stack, "gpu_kernels", lambda _: None)

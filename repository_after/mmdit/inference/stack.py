@@ -8,6 +8,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mmdit.inference.rows import run_rows
 from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, same_kind
@@ -74,6 +75,8 @@ def _obstacle(blocks: Sequence[nn.Module], x: Tensor) -> Tuple[Optional[str], Li
         return problem, []
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on", []
+    if _has_any_global_hook():
+        return "a hook on all modules is set", []
     weights: List[BlockWeights] = []
     for block in blocks:
         found = block_weights(block)

@@ -47,9 +47,11 @@ class BlockWeights(NamedTuple):
 
 
 class _Sources(NamedTuple):
-    """Where a block's weights are: modules that must still be there, each `name` of `modules`, and parameters."""
+    """Where a block's weights are, and what of it must not have changed since."""
 
-    modules: List[Tuple[Dict[str, Any], str, nn.Module]]
+    modules: List[Tuple[Dict[str, Any], str, nn.Module]]  # each still `name` of its parent's modules
+    hooks: List[Dict[int, Any]]  # empty
+    bodies: List[Dict[str, Any]]  # the modules' attributes, without a forward
     parameters: List[Tuple[Dict[str, Any], str]]
 
 
@@ -71,12 +73,12 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
     hooked: then only calling the parts is right.
     """
     sources = _sources.get(block)
-    if sources is None or any(modules.get(name) is not child for modules, name, child in sources.modules):
+    if sources is None or [1 for modules, name, child in sources.modules if modules.get(name) is not child]:
         sources = _sources[block] = _find(block)
-    if not sources.parameters or any(is_hooked(module) for _, _, module in sources.modules):
+    if not sources.parameters or any(sources.hooks) or [1 for body in sources.bodies if "forward" in body]:
         return None
     tensors = [parameters.get(name) for parameters, name in sources.parameters]
-    if any(tensor is None for tensor in tensors):
+    if [1 for tensor in tensors if tensor is None]:
         return None
     size = len(StreamWeights._fields)
     streams = 2 if block.use_cross_attn else 1
@@ -109,7 +111,9 @@ def _find(block: nn.Module) -> _Sources:
         for name in names:
             owner, _, leaf = name.rpartition(".")
             parameters.append((block.get_submodule(owner)._parameters, leaf))
-    return _Sources(modules, parameters)
+    parts = [child for _, _, child in modules]
+    hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+    return _Sources(modules, hooks, [part.__dict__ for part in parts], parameters)
 
 
 def _is_plain(block: nn.Module, attention: str) -> bool:
@@ -126,4 +130,5 @@ def _is_plain(block: nn.Module, attention: str) -> bool:
 
 def same_kind(x: Tensor, tensors: Sequence[Tensor]) -> bool:
     """Whether all are contiguous, on x's device and of its dtype."""
-    return all(t.dtype == x.dtype and t.device == x.device and t.is_contiguous() for t in tensors)
+    dtype, device = x.dtype, x.get_device()
+    return not [1 for t in tensors if t.dtype is not dtype or t.get_device() != device or not t.is_contiguous()]

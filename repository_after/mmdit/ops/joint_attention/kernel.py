@@ -10,66 +10,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _exp2_mixed(b_x):
-    """2^x for |x| < 126, three of eight by a polynomial (relative error 1e-4), as exponentials bound the kernel.
-
-    x = n + f with n the nearest integer, which adding 1.5 * 2^23 leaves in the low bits; n goes into the exponent.
-    """
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .f32 t<3>, f<3>, p<3>;
-        .reg .b32 n<3>;
-        ex2.approx.ftz.f32 $0, $8;
-        ex2.approx.ftz.f32 $1, $9;
-        ex2.approx.ftz.f32 $2, $10;
-        ex2.approx.ftz.f32 $3, $11;
-        ex2.approx.ftz.f32 $4, $12;
-        add.rn.f32 t0, $13, 0f4B400000;
-        add.rn.f32 t1, $14, 0f4B400000;
-        add.rn.f32 t2, $15, 0f4B400000;
-        shl.b32 n0, t0, 23;
-        shl.b32 n1, t1, 23;
-        shl.b32 n2, t2, 23;
-        sub.rn.f32 t0, t0, 0f4B400000;
-        sub.rn.f32 t1, t1, 0f4B400000;
-        sub.rn.f32 t2, t2, 0f4B400000;
-        sub.rn.f32 f0, $13, t0;
-        sub.rn.f32 f1, $14, t1;
-        sub.rn.f32 f2, $15, t2;
-        fma.rn.f32 p0, f0, 0f3D61FB41, 0f3E786F08;
-        fma.rn.f32 p1, f1, 0f3D61FB41, 0f3E786F08;
-        fma.rn.f32 p2, f2, 0f3D61FB41, 0f3E786F08;
-        fma.rn.f32 p0, f0, p0, 0f3F31798E;
-        fma.rn.f32 p1, f1, p1, 0f3F31798E;
-        fma.rn.f32 p2, f2, p2, 0f3F31798E;
-        fma.rn.f32 p0, f0, p0, 0f3F7FFB49;
-        fma.rn.f32 p1, f1, p1, 0f3F7FFB49;
-        fma.rn.f32 p2, f2, p2, 0f3F7FFB49;
-        add.s32 $5, p0, n0;
-        add.s32 $6, p1, n1;
-        add.s32 $7, p2, n2;
-        }""",
-        "=r,=r,=r,=r,=r,=r,=r,=r,r,r,r,r,r,r,r,r", [b_x], tl.float32, True, 8,
-    )  # fmt: skip
-
-
-@triton.jit
-def _exp2(b_x, MIXED: tl.constexpr):
-    return _exp2_mixed(b_x) if MIXED else tl.exp2(b_x)
-
-
-@triton.jit
-def largest(p_x, p_c, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest magnitude in two vectors (SIZE,)."""
-    o = tl.arange(0, BLOCK)
-    b_x, b_c = tl.load(p_x + o, mask=o < SIZE, other=0.0), tl.load(p_c + o, mask=o < SIZE, other=0.0)
-    return tl.max(tl.maximum(tl.abs(b_x), tl.abs(b_c)).to(tl.float32), 0)
-
-
-@triton.jit
 def _attend(
     b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, SAFE: tl.constexpr, MIXED: tl.constexpr,
+    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, SAFE: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +51,7 @@ def _attend(
             b_sum *= b_decay
             b_out *= b_decay[:, None]
             b_max = b_new
-        b_weights = _exp2(b_logits, MIXED)
+        b_weights = tl.exp2(b_logits)
         b_sum += tl.sum(b_weights, 1)
         b_out = tl.dot(b_weights.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
     if not MASKED and not SAFE:
@@ -154,13 +97,13 @@ def joint_attention_kernel(
         p_bits += (batch * R + o_q) * tl.cdiv(R, 32)
     b_out, b_sum = _attend(
         b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
-        SCALE, HEAD_DIM, MASKED, False, False, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
+        SCALE, HEAD_DIM, MASKED, False, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
     )  # fmt: skip
     m_good = (b_sum >= 1.0) & (b_sum <= LARGEST) & (tl.max(tl.abs(b_out), 1) < float("inf"))
     if tl.min(m_good.to(tl.int32), 0) == 0:
         b_out, b_sum = _attend(
             b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
-            SCALE, HEAD_DIM, MASKED, True, False, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
+            SCALE, HEAD_DIM, MASKED, True, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
         )  # fmt: skip
     b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]  # nothing to attend to: 0
     o_out = ((batch * R + o_q[:, None]) * H + head) * HEAD_DIM + o_d[None, :]

@@ -1,7 +1,7 @@
 """Tile sizes of the joint attention kernel: a fixed table, never tuned at a user's call.
 
-Measured on one H200 (torch 2.11, Triton 3.6, bf16, CUDA graph) at batch 1 and 128, 8 heads of 16, 250 keys; other
-sizes follow by what fits in registers.
+Measured on one H200 (torch 2.11, Triton 3.6, bf16, CUDA graph) at batch 1, 8, 32 and 128, 8 heads of 16, 250 keys;
+other sizes follow by what fits in registers.
 """
 
 from typing import NamedTuple
@@ -26,6 +26,8 @@ def attention_tiles(sequences: int, length: int, dim_head: int, dtype: torch.dty
         return Tiles(queries=64, keys=32 if masked else 64, block=block, warps=2, stages=1)
     if block > 32:
         return Tiles(queries=128, keys=32 if masked else 64, block=block, warps=4, stages=3)
-    if sequences * length < 1 << 14:
+    if sequences * length < 1 << 13:
         return Tiles(queries=32, keys=32 if masked else 128, block=block, warps=2, stages=3)
+    if sequences * length < 1 << 17 and not masked:
+        return Tiles(queries=64, keys=64, block=block, warps=4, stages=3)
     return Tiles(queries=64, keys=32, block=block, warps=2, stages=4)

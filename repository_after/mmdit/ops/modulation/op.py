@@ -10,7 +10,7 @@ from mmdit.runtime.dispatch import why_not
 from mmdit.runtime.launch import can_chain, launch, product_precision, unit_stride
 
 MAX_DIM = 256
-BLOCK_N = 64
+BLOCK_N = 128
 
 _address_tables: Dict[Tuple[int, ...], Tuple[Tensor, Tensor]] = {}
 

@@ -112,18 +112,21 @@ def project(
     m_half = o_pair < DIM // 2
     b_a = tl.dot(b_h, b_wa, input_precision=PRECISION) + b_bias_a
     b_b = tl.dot(b_h, b_wb, input_precision=PRECISION) + b_bias_b
-    o_a, o_b = columns(part, DIM, BLOCK_D)
     if part < 2:
+        o_a, o_b = columns(part, DIM, BLOCK_D)
         b_factor = tl.rsqrt(tl.sum(b_a * b_a + b_b * b_b, 1) / DIM + EPS)[:, None]
         if part == 0:
             b_factor *= SCALE
         b_a *= b_factor * tl.load(p_norm + o_a, mask=m_half, other=0.0).to(tl.float32)[None, :]
         b_b *= b_factor * tl.load(p_norm + o_b, mask=m_half, other=0.0).to(tl.float32)[None, :]
         b_a, b_b = rotate(b_a, b_b, p_cos, p_sin, o_position, m_rotary, HALF)
-        o_a = o_pair // HALF * HEAD_DIM + o_pair % HALF
-        o_b = o_a + HALF
-    o_a, o_b = tl.max_contiguous(tl.multiple_of(o_a, HALF), HALF), tl.max_contiguous(tl.multiple_of(o_b, HALF), HALF)
+        run, skip = HEAD_DIM, HALF
+    else:
+        run, skip = HALF, DIM // 2
+    o_a = o_pair // HALF * run + o_pair % HALF
+    o_a = tl.max_contiguous(tl.multiple_of(o_a, HALF), HALF)
     b_a = tl.where(m_row[:, None], b_a, 0.0).to(p_out.dtype.element_ty)
     b_b = tl.where(m_row[:, None], b_b, 0.0).to(p_out.dtype.element_ty)
-    tl.store(p_out + o_row[:, None] * DIM + o_a[None, :], b_a, mask=m_half[None, :])
-    tl.store(p_out + o_row[:, None] * DIM + o_b[None, :], b_b, mask=m_half[None, :])
+    p_out += o_row[:, None] * DIM
+    tl.store(p_out + o_a[None, :], b_a, mask=m_half[None, :])
+    tl.store(p_out + skip + o_a[None, :], b_b, mask=m_half[None, :])

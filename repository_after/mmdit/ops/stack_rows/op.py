@@ -11,10 +11,11 @@ from torch import Tensor
 from mmdit.attention import RMS_EPS
 from mmdit.inference.weights import LayerWeights
 from mmdit.ops.joint_attention.op import LOG2_E, attend, pack_mask
-from mmdit.ops.stack_rows.tuning import HOPPER_STAGES, PADDING, RowTiles, row_tiles
+from mmdit.ops.stack_rows.tuning import HOPPER_TILES, PADDING, RowTiles, row_tiles
 from mmdit.runtime.launch import can_chain, launch, product_precision
 
 NORM_EPS = 1e-6
+BLOCK_VECTORS = ("out_bias", "out_norm", "up_bias", "down_bias")
 BLOCK_FIELDS = ("out_weight", "out_bias", "out_norm", "up_weight", "up_bias", "down_weight", "down_bias")
 HEAD_FIELDS = ("qkv_weight", "qkv_bias", "query_norm", "key_norm")
 
@@ -174,36 +175,40 @@ class _Run:
         )
 
     def _update_hopper(self, index: int, weights: LayerWeights, following: Optional[LayerWeights]) -> None:
-        from mmdit.ops.stack_rows.kernel_hopper import describe, rows_hopper_kernel
+        from mmdit.ops.stack_rows.kernel_hopper import rows_hopper_kernel
+        from mmdit.ops.stack_rows.kernel_hopper_parts import describe
+        from mmdit.ops.stack_rows.kernel_hopper_quad import rows_quad_kernel
 
         buffers, last = self.buffers, following is None
+        quad = self.batch * self.tiles > HOPPER_TILES
+        width = 64 if quad else 128
         ahead = weights if last else following
-        matrices = [*_pairs(weights, ("out_weight", "up_weight", "down_weight")), *_pairs(ahead, ("qkv_weight",))]
+        matrices = zip(
+            _pairs(weights, ("out_weight", "up_weight", "down_weight")) + _pairs(ahead, ("qkv_weight",)),
+            (128, 128, width, width, 128, 128, 128, 128),
+            strict=True,
+        )
         launch(
-            rows_hopper_kernel,
+            rows_quad_kernel if quad else rows_hopper_kernel,
             self.batch * self.tiles,
             descriptors=(
-                describe(buffers.joined.flatten(0, 1), 64, 128),
-                *[describe(matrix, 128, 64) for matrix in matrices],
-                describe(buffers.heads.flatten(0, 2), 64, 128),
+                describe(buffers.joined.flatten(0, 1), 64, width),
+                *[describe(matrix, rows, 64) for matrix, rows in matrices],
+                describe(buffers.heads.flatten(0, 2), 64, width),
             ),
             tensors=(
-                *(
-                    buffers.residual,
-                    self.modulation,
-                    *_pairs(weights, ("out_bias", "out_norm", "up_bias", "down_bias")),
-                ),
+                *(buffers.residual, self.modulation, *_pairs(weights, BLOCK_VECTORS)),
                 *(*_pairs(ahead, HEAD_FIELDS[1:]), self.cos, self.sin, self.starts),
-                *((buffers.mid, buffers.partial) if last else (None, None)),
+                *(buffers.mid, buffers.partial),
             ),
             strides=(self.modulation_batch,),
             lengths=(index * self.streams, self.start, *self.lengths, self.batch),
             constants=(
                 *(last, self.streams, self._scale(), NORM_EPS, RMS_EPS, self.head_dim, weights.x.up_weight.shape[0]),
-                *(HOPPER_STAGES, self.chained),
+                self.chained,
             ),
-            warps=8,
-            maxnreg=128,  # two programs to a multiprocessor
+            warps=4 if quad else 8,
+            **({"maxnreg": 128} if quad else {}),  # four programs to a multiprocessor
             **self.options,
         )
 

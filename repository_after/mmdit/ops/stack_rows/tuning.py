@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 PADDING = 64  # each stream's rows are padded to a multiple of this, so that no tile holds rows of both
-LATENCY_ROWS = 4096  # up to so many rows, small tiles and a split MLP
+LATENCY_ROWS = 1024  # up to so many rows, small tiles and a split MLP
+SPLIT_ROWS = 8192  # up to so many rows, the first layer's q, k and v by programs of their own
 HOPPER_DIM = 128
-HOPPER_STAGES = 4
+HOPPER_TILES = 396  # up to so many tiles (three to a multiprocessor) each has one to itself; beyond, four share it
 TRITON_WITH_GLUON = ("3.6.", "3.7.")  # whose Gluon the Hopper kernel was compiled with
 
 
@@ -37,7 +38,8 @@ def row_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
     if rows <= LATENCY_ROWS and forward % 512 == 0:
         return RowTiles(tile=16, qkv_parts=3, qkv_warps=8, slices=4, block_f=128, stages=1, rows_warps=8)
     hopper = hopper_obstacle(dim, forward, x) is None
-    return RowTiles(tile=64, qkv_parts=1, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)
+    parts = 3 if rows <= SPLIT_ROWS else 1
+    return RowTiles(tile=64, qkv_parts=parts, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)
 
 
 def hopper_obstacle(dim: int, forward: int, x: Tensor) -> Optional[str]:
