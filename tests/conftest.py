@@ -113,3 +113,12 @@ def interpreted(tree: Path) -> Iterator[Callable[..., None]]:
     """interpreted(check, *args): run a module-level check in a process in which Triton interprets its kernels."""
     with Interpreter(tree) as interpreter:
         yield interpreter.run
+
+
+@pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
+def run(request: pytest.FixtureRequest, seed: int) -> Callable[..., None]:
+    """run(check, *args): check(*args, device, seed) in Triton's interpreter, or here on the GPU."""
+    if request.param == "gpu":
+        return lambda check, *args: check(*args, "cuda", seed)
+    interpreted = request.getfixturevalue("interpreted")
+    return lambda check, *args: interpreted(check, *args, "cpu", seed)

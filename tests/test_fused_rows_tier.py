@@ -22,15 +22,6 @@ LEFT_OUT = ((), ("rms_weight",), ("scale", "shift"), ("bias", "gate", "rms_weigh
 OPS = ("pack_heads", "gated_residual")
 
 
-@pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
-def run(request: pytest.FixtureRequest, seed: int) -> Run:
-    """run(check, *args): check(*args, device, seed) in Triton's interpreter, or here on the GPU."""
-    if request.param == "gpu":
-        return lambda check, *args: check(*args, "cuda", seed)
-    interpreted = request.getfixturevalue("interpreted")
-    return lambda check, *args: interpreted(check, *args, "cpu", seed)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_packed_heads_match_the_oracle(run: Run, shape: Shape, dtype: torch.dtype) -> None:

@@ -45,10 +45,11 @@ class MMDiT(nn.Module):
         """
         if not torch.jit.is_scripting():
             self.layers[0].check_inputs(x, y, attn_mask, context, start_pos)
-            if not any(type(layer) is not MMDiTBlock or is_hooked(layer) for layer in self.layers):
-                outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos)
-                if outputs is not None:
-                    return AttentionOutput(*outputs)
+            own = [layer for layer in self.layers if type(layer) is not MMDiTBlock or is_hooked(layer)]
+            problem = "a layer of another class, or hooked" if own else None
+            outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos, problem)
+            if outputs is not None:
+                return AttentionOutput(*outputs)
         for layer in self.layers:
             out = layer(x, y, attn_mask, context, start_pos)
             x, context = out.x_out, out.context_out

@@ -5,8 +5,7 @@ from typing import List, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
-from mmdit.errors import DeviceError, ShapeError, UnexpectedInputError
-from mmdit.validation import check_same_shape
+from mmdit.errors import DeviceError, UnexpectedInputError
 
 NAMES = ("x", "y", "context", "attn_mask", "start_pos")
 WARM_UPS = 2
@@ -19,7 +18,7 @@ class GraphedForward:
     one. The outputs are the same memory at each call, overwritten by the next: clone what must outlive it. Weights
     changed in place are seen; weights that moved (`.to`, a new Parameter) need a new capture, and raise.
 
-    Raises DeviceError for inputs that are not on a GPU, and the package's errors for inputs unlike the captured ones.
+    Raises DeviceError for inputs that are not on a GPU, and UnexpectedInputError for inputs unlike the captured ones.
     """
 
     def __init__(
@@ -34,7 +33,9 @@ class GraphedForward:
         if not (isinstance(x, Tensor) and x.is_cuda):
             raise DeviceError("x", "a tensor on a CUDA device", str(getattr(x, "device", type(x).__name__)))
         self._inputs = [t.clone() if isinstance(t, Tensor) else t for t in (x, y, context, attn_mask, start_pos)]
-        self._weights = list(model.parameters())
+        self._weights = [
+            (m._parameters, name) for m in model.modules() for name, p in m._parameters.items() if p is not None
+        ]
         self._addresses = self._locate()
         side = torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
@@ -56,12 +57,10 @@ class GraphedForward:
     ) -> Tuple[Tensor, Optional[Tensor]]:
         given = (x, y, context, attn_mask, start_pos)
         for name, value, static in zip(NAMES, given, self._inputs, strict=True):
-            if isinstance(value, Tensor) and isinstance(static, Tensor):
-                check_same_shape(name, value, static)
-            elif value is not static and value != static:
+            if _kind(value) != _kind(static):
                 raise UnexpectedInputError(name, f"{_kind(static)}, as captured", _kind(value))
         if self._locate() != self._addresses:
-            raise ShapeError("weights", "those that were captured", "others: capture the stack again")
+            raise UnexpectedInputError("weights", "those that were captured", "others: capture the stack again")
         for value, static in zip(given, self._inputs, strict=True):
             if isinstance(static, Tensor) and value is not static:
                 static.copy_(value)
@@ -69,8 +68,10 @@ class GraphedForward:
         return self._outputs
 
     def _locate(self) -> List[int]:
-        return [weight.data_ptr() for weight in self._weights]
+        return [parameters[name].data_ptr() for parameters, name in self._weights]
 
 
 def _kind(value: object) -> str:
-    return "a tensor" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor {tuple(value.shape)} on {value.device}"
+    return repr(value)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmdit.inference.rows import run_rows
-from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, same_kind
+from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, drops, same_kind
 from mmdit.ops.modulation.op import modulation
 from mmdit.ops.stack_rows.op import run_tiles
 from mmdit.runtime.dispatch import takes_fused, why_not
@@ -29,14 +29,15 @@ def run_fused(
     context: Optional[Tensor],
     attn_mask: Optional[Tensor],
     start_pos: Optional[Union[int, Tensor]],
+    unsupported: Optional[str] = None,
 ) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
     """x (B, L, D) and context (B, C, D), or None, after the blocks; None where they must be called one by one.
 
-    The arguments are those of an MMDiTBlock, checked.
+    The arguments are those of an MMDiTBlock, checked; `unsupported` is the caller's own reason for None, if any.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return None
-    obstacle, weights = _obstacle(blocks, x)
+    obstacle, weights = (unsupported, []) if unsupported else _obstacle(blocks, x, y, context)
     without = context is not None and context.shape[1] == 0
     attention = blocks[0].cross_attn if blocks[0].use_cross_attn else blocks[0].attn
     layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
@@ -46,7 +47,8 @@ def run_fused(
     streams = 1 if context is None or without else 2
     modulations = _modulation(blocks[0].conditioning, weights, streams, y)
     mask = None if attn_mask is None else attn_mask if attn_mask.dtype == torch.bool else attn_mask != 0
-    inputs = unit_stride(x), None if without else unit_stride(context), mask, start_pos
+    start = start_pos.contiguous() if isinstance(start_pos, Tensor) else start_pos
+    inputs = unit_stride(x), None if without else unit_stride(context), mask, start
     tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
     x_out, context_out = (run_rows if problem else run_tiles)(layers, modulations, *inputs, *tables)
     return x_out, context if without else context_out
@@ -68,7 +70,9 @@ def tiles_obstacle(x: Tensor, context: Optional[Tensor], layer: LayerWeights, he
     return None
 
 
-def _obstacle(blocks: Sequence[nn.Module], x: Tensor) -> Tuple[Optional[str], List[BlockWeights]]:
+def _obstacle(
+    blocks: Sequence[nn.Module], x: Tensor, y: Optional[Tensor], context: Optional[Tensor]
+) -> Tuple[Optional[str], List[BlockWeights]]:
     """The reason against any fused tier, and the blocks' weights where there is none."""
     problem = why_not(x)
     if problem:
@@ -82,17 +86,25 @@ def _obstacle(blocks: Sequence[nn.Module], x: Tensor) -> Tuple[Optional[str], Li
         found = block_weights(block)
         if found is None:
             return "a block with parts or hooks of its own", []
-        weights.append(found)
-        if block.training and block.mlp[3].p > 0:
+        if drops(block):
             return "dropout is on", []
-    tensors = [t for w in weights for part in (*w.layer, w.condition) if part is not None for t in part]
-    if not same_kind(x, tensors):
-        return "weights of another dtype or device, or not contiguous", []
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
-        return "gradients are recorded, and the fused stack has no backward", []
+        if _kind(block) != _kind(blocks[0]):
+            return "blocks of different kinds", []
+        weights.append(found)
+    if not same_kind(x, weights):
+        return "weights of another size, dtype, device or class, or not contiguous", []
+    if torch.is_grad_enabled():
+        tensors = [t for w in weights for part in (*w.layer, w.condition) if part is not None for t in part]
+        if [1 for t in (x, y, context, *tensors) if t is not None and t.requires_grad]:
+            return "gradients are recorded, and the fused stack has no backward", []
     if x.shape[2] > ROWS_MAX_DIM:
         return f"D above {ROWS_MAX_DIM}", []
     return None, weights
+
+
+def _kind(block: nn.Module) -> Tuple[bool, bool, int]:
+    attention = block.cross_attn if block.use_cross_attn else block.attn
+    return block.conditioning, block.use_cross_attn, attention.num_head
 
 
 def _modulation(conditioned: bool, weights: List[BlockWeights], streams: int, y: Optional[Tensor]) -> Tensor:

@@ -50,8 +50,11 @@ class _Sources(NamedTuple):
     """Where a block's weights are, and what of it must not have changed since."""
 
     modules: List[Tuple[Dict[str, Any], str, nn.Module]]  # each still `name` of its parent's modules
+    sizes: List[Tuple[Dict[str, Any], int]]  # each parent's modules, and how many they were
     hooks: List[Dict[int, Any]]  # empty
     bodies: List[Dict[str, Any]]  # the modules' attributes, without a forward
+    norms: List[Tuple[nn.Module, float]]  # with the eps that the kernels take
+    dropouts: List[nn.Dropout]
     parameters: List[Tuple[Dict[str, Any], str]]
 
 
@@ -61,11 +64,10 @@ STREAM = (
     *("{a}.{c}to_out.0.weight", "{a}.{c}to_out.0.bias", "{a}.{c}to_out.1.weight"),
     *("{m}mlp.0.weight", "{m}mlp.0.bias", "{m}mlp.2.weight", "{m}mlp.2.bias"),
 )
+EPS = {RMSNorm: RMS_EPS, nn.LayerNorm: 1e-6}
 CONDITION = ("{m}adaLN_modulation.1.weight", "{m}adaLN_modulation.1.bias")
-PLAIN = (
-    *(nn.Linear, nn.SiLU, nn.Dropout, nn.LayerNorm, nn.Sequential, nn.ModuleDict, RMSNorm),
-    *(RotaryEmbedding, RMSNormSelfAttention, RMSNormSelfCrossAttention),
-)
+MLP = (nn.Linear, nn.SiLU, nn.Linear, nn.Dropout)
+PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
 def block_weights(block: nn.Module) -> Optional[BlockWeights]:
@@ -73,9 +75,15 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
     hooked: then only calling the parts is right.
     """
     sources = _sources.get(block)
-    if sources is None or [1 for modules, name, child in sources.modules if modules.get(name) is not child]:
+    if (
+        sources is None
+        or [1 for modules, name, child in sources.modules if modules.get(name) is not child]
+        or [1 for modules, size in sources.sizes if len(modules) != size]
+    ):
         sources = _sources[block] = _find(block)
     if not sources.parameters or any(sources.hooks) or [1 for body in sources.bodies if "forward" in body]:
+        return None
+    if [1 for norm, eps in sources.norms if norm.eps != eps] or _attention(block).linear:
         return None
     tensors = [parameters.get(name) for parameters, name in sources.parameters]
     if [1 for tensor in tensors if tensor is None]:
@@ -93,10 +101,25 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
+def drops(block: nn.Module) -> bool:
+    """Whether a dropout of a block that block_weights has taken is on."""
+    return bool([1 for dropout in _sources[block].dropouts if dropout.training and dropout.p > 0])
+
+
+def _attention(block: nn.Module) -> nn.Module:
+    return block.cross_attn if block.use_cross_attn else block.attn
+
+
 def _find(block: nn.Module) -> _Sources:
     modules = [
-        (parent._modules, name, child) for parent in block.modules() for name, child in parent._modules.items() if child
+        (parent._modules, name, child)
+        for parent in block.modules()
+        for name, child in parent._modules.items()
+        if child is not None
     ]
+    sizes = [(parent._modules, len(parent._modules)) for parent in block.modules()]
+    if not _is_plain(block):
+        return _Sources(modules, sizes, [], [], [], [], [])
     attention = "cross_attn" if block.use_cross_attn else "attn"
     streams = [{"a": attention, "c": "", "m": ""}]
     if block.use_cross_attn:
@@ -106,29 +129,73 @@ def _find(block: nn.Module) -> _Sources:
         names += [name.format(**stream) for stream in streams for name in CONDITION]
     else:
         names += ["ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"]
-    parameters = []
-    if _is_plain(block, attention):
-        for name in names:
-            owner, _, leaf = name.rpartition(".")
-            parameters.append((block.get_submodule(owner)._parameters, leaf))
+    split = [name.rpartition(".") for name in names]
     parts = [child for _, _, child in modules]
-    hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-    return _Sources(modules, hooks, [part.__dict__ for part in parts], parameters)
-
-
-def _is_plain(block: nn.Module, attention: str) -> bool:
-    """Whether all parts are as the constructor makes them."""
-    parts = [part for part in block.modules() if part is not block]
-    norms = [part for part in parts if type(part) is RMSNorm]
-    return (
-        all(type(part) in PLAIN for part in parts)
-        and not getattr(block, attention).linear
-        and all(n.eps == RMS_EPS and n.bias is None and n.log_eps is None for n in norms)
-        and all(n.eps == 1e-6 for n in parts if type(n) is nn.LayerNorm)
+    return _Sources(
+        modules,
+        sizes,
+        hooks=[hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)],
+        bodies=[part.__dict__ for part in parts],
+        norms=[(part, EPS[type(part)]) for part in parts if type(part) in EPS],
+        dropouts=[part for part in parts if type(part) is nn.Dropout],
+        parameters=[(block.get_submodule(owner)._parameters, leaf) for owner, _, leaf in split],
     )
 
 
-def same_kind(x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether all are contiguous, on x's device and of its dtype."""
-    dtype, device = x.dtype, x.get_device()
-    return not [1 for t in tensors if t.dtype is not dtype or t.get_device() != device or not t.is_contiguous()]
+def _is_plain(block: nn.Module) -> bool:
+    """Whether all parts are as the constructor makes them."""
+    attention = _attention(block)
+    cross = block.use_cross_attn
+    sequences = [(block.mlp, MLP), (attention.to_out, (nn.Linear, RMSNorm))]
+    single = [(attention.to_qkv, nn.Linear), (attention.rotary, RotaryEmbedding)]
+    normed = [attention.rms_norm_q, attention.rms_norm_k]
+    if cross:
+        sequences += [(block.context_layers["mlp"], MLP), (attention.c_to_out, (nn.Linear, RMSNorm))]
+        single.append((attention.c_to_qkv, nn.Linear))
+        normed += [attention.c_rms_norm_q, attention.c_rms_norm_k]
+    if block.conditioning:
+        owners = [block, block.context_layers] if cross else [block]
+        sequences += [(owner.get_submodule("adaLN_modulation"), (nn.SiLU, nn.Linear)) for owner in owners]
+    else:
+        single += [(block.ln_1, nn.LayerNorm), (block.ln_2, nn.LayerNorm)]
+    single += [(norm, RMSNorm) for norm in normed]
+    norms = [*normed, *[part for sequence, _ in sequences for part in sequence if type(part) is RMSNorm]]
+    return (
+        type(attention) is (RMSNormSelfCrossAttention if cross else RMSNormSelfAttention)
+        and all(type(part) is expected for part, expected in single)
+        and all(
+            type(sequence) is nn.Sequential and tuple(type(part) for part in sequence) == expected
+            for sequence, expected in sequences
+        )
+        and all(norm.bias is None and norm.log_eps is None for norm in norms)
+    )
+
+
+def shapes(weights: BlockWeights) -> List[Tuple[int, ...]]:
+    """The shapes of a block's weights, in their order, as D and F of the x stream have them."""
+    forward, dim = weights.layer.x.up_weight.shape
+    stream = [(3 * dim, dim), (3 * dim,), (dim,), (dim,), (dim, dim), (dim,), (dim,)]
+    stream += [(forward, dim), (forward,), (dim, forward), (dim,)]
+    streams = 1 if weights.layer.context is None else 2
+    conditioned = weights.condition[0].ndim == 2
+    return stream * streams + ([(6 * dim, dim), (6 * dim,)] * streams if conditioned else [(dim,)] * 4)
+
+
+def same_kind(x: Tensor, weights: Sequence[BlockWeights]) -> bool:
+    """Whether all weights are plain tensors on x's device and of its dtype, contiguous, and of all blocks' one size."""
+    dtype, device, expected = x.dtype, x.get_device(), shapes(weights[0])
+    if expected[4][0] != x.shape[2]:
+        return False
+    for block in weights:
+        tensors = [t for part in (*block.layer, block.condition) if part is not None for t in part]
+        if len(tensors) != len(expected) or [
+            1
+            for t, shape in zip(tensors, expected, strict=True)
+            if type(t) not in PLAIN_TENSORS
+            or t.dtype is not dtype
+            or t.get_device() != device
+            or t.shape != shape
+            or not t.is_contiguous()
+        ]:
+            return False
+    return True

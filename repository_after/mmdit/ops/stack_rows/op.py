@@ -17,6 +17,7 @@ from mmdit.runtime.launch import can_chain, launch, product_precision
 NORM_EPS = 1e-6
 BLOCK_VECTORS = ("out_bias", "out_norm", "up_bias", "down_bias")
 BLOCK_FIELDS = ("out_weight", "out_bias", "out_norm", "up_weight", "up_bias", "down_weight", "down_bias")
+MATRICES = ("out_weight", "up_weight", "down_weight", "qkv_weight")
 HEAD_FIELDS = ("qkv_weight", "qkv_bias", "query_norm", "key_norm")
 
 
@@ -50,6 +51,8 @@ def run_tiles(
     context_length = 0 if context is None else context.shape[1]
     streams = modulation.shape[2]
     plan = plan or row_tiles(batch * (length + context_length), dim, layers[0].x.up_weight.shape[0], x)
+    if plan.hopper and [1 for weights in layers for t in _pairs(weights, MATRICES) if t.data_ptr() % 16]:
+        plan = plan._replace(hopper=False)  # TMA takes no such address
     x_rows = -(-length // PADDING) * PADDING
     rows = x_rows + -(-context_length // PADDING) * PADDING
     layout = (length, context_length, x_rows, rows)
@@ -59,7 +62,16 @@ def run_tiles(
     query, key, value = buffers.heads.view(3, batch, rows, heads, -1).transpose(2, 3)
     bits = None if attn_mask is None else pack_mask(attn_mask, context_length, x_rows, rows)
     run = _Run(
-        plan, buffers, modulation, (x, x if context is None else context), layout, streams, heads, cos, sin, start_pos
+        plan,
+        buffers,
+        modulation,
+        (x, x if context is None else context),
+        layout,
+        streams,
+        heads,
+        cos,
+        sin,
+        start_pos,
     )
 
     for index, weights in enumerate(layers):
