@@ -36,6 +36,7 @@ class GraphedForward:
         self._weights = [
             (m._parameters, name) for m in model.modules() for name, p in m._parameters.items() if p is not None
         ]
+        self._parts = [(m._modules, name, part) for m in model.modules() for name, part in m._modules.items()]
         self._addresses = self._locate()
         side = torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
@@ -59,7 +60,7 @@ class GraphedForward:
         for name, value, static in zip(NAMES, given, self._inputs, strict=True):
             if _kind(value) != _kind(static):
                 raise UnexpectedInputError(name, f"{_kind(static)}, as captured", _kind(value))
-        if self._locate() != self._addresses:
+        if self._locate() != self._addresses or [1 for names, name, part in self._parts if names.get(name) is not part]:
             raise UnexpectedInputError("weights", "those that were captured", "others: capture the stack again")
         for value, static in zip(given, self._inputs, strict=True):
             if isinstance(static, Tensor) and value is not static:

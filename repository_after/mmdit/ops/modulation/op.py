@@ -30,7 +30,7 @@ def modulation(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -
 def _unsupported(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Optional[str]:
     if y.shape[1] > MAX_DIM:
         return f"D above {MAX_DIM}"
-    if y.dtype == torch.float32 and product_precision() == "ieee":
+    if y.dtype == torch.float32 and (y.is_cuda or product_precision() == "ieee"):
         return "fp32 products are PyTorch's"
     if any(t.data_ptr() % 16 for t in (*weights, *biases)):
         return "a weight whose address 16 does not divide"
