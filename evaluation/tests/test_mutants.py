@@ -1,4 +1,4 @@
-"""One changed line of mathematics in repository_after is caught by the kata's contract tests."""
+"""One changed line of mathematics in repository_after is caught, by contract tests or, in kernels, by upgrade tests."""
 
 import shutil
 import sys
@@ -14,17 +14,19 @@ from evaluation.suite.stage import child_environment
 
 SECONDS = 120
 ATTENTION, ROTARY, BLOCK, ADALN = "attention.py", "rotary.py", "block.py", "ops/norm_adaln/reference.py"
-JOINT = "ops/joint_attention/reference.py"
+JOINT, ATTEND = "ops/joint_attention/reference.py", "ops/joint_attention/kernel.py"
+STACK_ROWS, ROWS = "ops/stack_rows/kernel.py", "inference/rows.py"
 
 
 class Mutant(NamedTuple):
-    """`found_in` is a file of contract tests that is enough to catch it."""
+    """`found_in` is a file whose tests of this `kind` are enough to catch it."""
 
     name: str
     found_in: str
     file: str
     old: str
     new: str
+    kind: str = "contract"
 
 
 MUTANTS = (
@@ -60,6 +62,9 @@ MUTANTS = (
         "scale_mlp, shift_mlp, gate_mlp, scale_attn, shift_attn, gate_attn = m",
     ),
     Mutant("gate-dropped", "positions", BLOCK, "x = x + m.gate_attn * h", "x = x + h"),
+    Mutant("kernel-gate-dropped", "fused_tiles_tier", STACK_ROWS, "b_x += b_gate * (", "b_x += (", "upgrade"),
+    Mutant("kernel-pad-in-the-sum", "fused_tiles_tier", ATTEND, "* BLOCK_K - L - C", "* BLOCK_K - L", "upgrade"),
+    Mutant("another-layers-scale", "fused_rows_tier", ROWS, "[*modulations[1:], ", "[*modulations[:-1], ", "upgrade"),
 )
 
 
@@ -74,12 +79,12 @@ def mutate(mutant: Mutant, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_a_contract_test_fails_on_the_mutant(mutant: Mutant, tmp_path: Path):
+def test_a_test_fails_on_the_mutant(mutant: Mutant, tmp_path: Path):
     report_file = tmp_path / "pytest.json"
     done = run_bounded(
         [
             *(sys.executable, "-P", "-m", "pytest", f"tests/test_{mutant.found_in}.py"),
-            *("-x", "-q", "-m", "contract and not slow and not gpu", "-p", "no:cacheprovider"),
+            *("-x", "-q", "-m", f"{mutant.kind} and not slow and not gpu", "-p", "no:cacheprovider"),
             *("--json-report", f"--json-report-file={report_file}"),
         ],
         cwd=ROOT,

@@ -44,9 +44,10 @@ class MMDiT(nn.Module):
         attend; start_pos None, an int or (B,): the position of x[:, 0].
         """
         if not torch.jit.is_scripting():
-            self.layers[0].check_inputs(x, y, attn_mask, context, start_pos)
             own = [layer for layer in self.layers if type(layer) is not MMDiTBlock or is_hooked(layer)]
             problem = "a layer of another class, or hooked" if own else None
+            if problem is None:
+                self.layers[0].check_inputs(x, y, attn_mask, context, start_pos)
             outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos, problem)
             if outputs is not None:
                 return AttentionOutput(*outputs)

@@ -38,12 +38,14 @@ def run_fused(
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return None
     obstacle, weights = (unsupported, []) if unsupported else _obstacle(blocks, x, y, context)
+    if obstacle:
+        takes_fused("stack", x, obstacle)
+        return None
     without = context is not None and context.shape[1] == 0
     attention = blocks[0].cross_attn if blocks[0].use_cross_attn else blocks[0].attn
     layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
-    problem = obstacle or tiles_obstacle(x, context, layers[0], attention.num_head)
-    if not takes_fused("stack", x, obstacle, f"; rows tier, not tiles: {problem}" if problem else "; tiles tier"):
-        return None
+    problem = tiles_obstacle(x, context, layers[0], attention.num_head)
+    takes_fused("stack", x, how=f"; rows tier, not tiles: {problem}" if problem else "; tiles tier")
     streams = 1 if context is None or without else 2
     modulations = _modulation(blocks[0].conditioning, weights, streams, y)
     mask = None if attn_mask is None else attn_mask if attn_mask.dtype == torch.bool else attn_mask != 0

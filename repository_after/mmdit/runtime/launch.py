@@ -8,6 +8,7 @@ from torch import Tensor
 from mmdit.runtime.dispatch import INTERPRET, launched
 
 _compiled: Dict[Tuple[Any, ...], Any] = {}
+_capabilities: Dict[int, Tuple[int, int]] = {}
 
 
 def unit_stride(t: Optional[Tensor]) -> Optional[Tensor]:
@@ -20,9 +21,17 @@ def product_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
+def capability(x: Tensor) -> Tuple[int, int]:
+    """The compute capability of x's device, (0, 0) on the CPU."""
+    device = x.get_device()
+    if device not in _capabilities:
+        _capabilities[device] = torch.cuda.get_device_capability(device) if device >= 0 else (0, 0)
+    return _capabilities[device]
+
+
 def can_chain(x: Tensor) -> bool:
-    """Whether kernels on x's device can begin while the one before still runs (compute capability 9.0)."""
-    return x.is_cuda and not INTERPRET and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    """Whether kernels on x's device can begin while the one before still runs."""
+    return not INTERPRET and capability(x) >= (9, 0)
 
 
 def launch(

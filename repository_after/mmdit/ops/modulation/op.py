@@ -67,7 +67,7 @@ def _addresses(tensors: Sequence[Tensor]) -> Tensor:
         host = torch.tensor(key, dtype=torch.int64)
         if tensors[0].is_cuda:
             host = host.pin_memory()
-        tables = host, host.to(tensors[0].device, non_blocking=True)
+        tables = host, host.to(tensors[0].device, non_blocking=capturing)
         # what a graph in capture allocates holds nothing before its replay; its source must outlive it all the same
         _address_tables[(id(tables), *key) if capturing else key] = tables
     return tables[1]

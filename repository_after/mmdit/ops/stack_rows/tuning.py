@@ -1,6 +1,7 @@
 """Tile sizes of the row kernels: a fixed table, never tuned at a user's call.
 
-Measured on one H200 (torch 2.11, Triton 3.6) at D 128, 8 heads, F 512, bf16; other sizes follow by what fits.
+Measured on one H200 (torch 2.11, Triton 3.6) at D 128, 8 heads, F 512, bf16; other sizes follow by what fits, and other
+GPUs than compute capability 9.0 are not measured.
 """
 
 from typing import NamedTuple, Optional
@@ -8,9 +9,12 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from mmdit.runtime.launch import capability
+
 PADDING = 64  # each stream's rows are padded to a multiple of this, so that no tile holds rows of both
 LATENCY_ROWS = 1024  # up to so many rows, small tiles and a split MLP
 SPLIT_ROWS = 8192  # up to so many rows, the first layer's q, k and v by programs of their own
+LITTLE_SHARED = ((8, 6), (8, 9), (12, 0), (12, 1))  # 99 KB of shared memory; slices of 128 features take 104
 HOPPER_DIM = 128
 HOPPER_TILES = 396  # up to so many tiles (three to a multiprocessor) each has one to itself; beyond, four share it
 TRITON_WITH_GLUON = ("3.6.", "3.7.")  # whose Gluon the Hopper kernel was compiled with
@@ -36,7 +40,8 @@ def row_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
     if x.dtype == torch.float32:
         return RowTiles(tile=32, qkv_parts=3, qkv_warps=4, slices=1, block_f=32, stages=1, rows_warps=4)
     if rows <= LATENCY_ROWS and forward % 512 == 0:
-        return RowTiles(tile=16, qkv_parts=3, qkv_warps=8, slices=4, block_f=128, stages=1, rows_warps=8)
+        slices = 8 if capability(x) in LITTLE_SHARED else 4
+        return RowTiles(tile=16, qkv_parts=3, qkv_warps=8, slices=slices, block_f=512 // slices, stages=1, rows_warps=8)
     hopper = hopper_obstacle(dim, forward, x) is None
     parts = 3 if rows <= SPLIT_ROWS else 1
     return RowTiles(tile=64, qkv_parts=parts, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)
@@ -46,7 +51,7 @@ def hopper_obstacle(dim: int, forward: int, x: Tensor) -> Optional[str]:
     """What keeps the Hopper kernel from these sizes on x's device, or None."""
     import triton
 
-    if not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] != 9:
+    if capability(x)[0] != 9:
         return "not compute capability 9"
     if dim != HOPPER_DIM or forward % HOPPER_DIM or forward // HOPPER_DIM & (forward // HOPPER_DIM - 1):
         return f"D other than {HOPPER_DIM}, or F not {HOPPER_DIM} times a power of 2"
