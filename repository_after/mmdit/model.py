@@ -10,8 +10,7 @@ from mmdit.attention import AttentionOutput
 from mmdit.block import MMDiTBlock
 from mmdit.config import MMDiTConfig
 from mmdit.inference.graph import GraphedForward
-from mmdit.inference.stack import run_fused
-from mmdit.inference.weights import is_hooked
+from mmdit.inference.stack import layers_problem, run_fused
 from mmdit.validation import check_positive_int
 
 
@@ -44,8 +43,7 @@ class MMDiT(nn.Module):
         attend; start_pos None, an int or (B,): the position of x[:, 0].
         """
         if not torch.jit.is_scripting():
-            own = [layer for layer in self.layers if type(layer) is not MMDiTBlock or is_hooked(layer)]
-            problem = "a layer of another class, or hooked" if own else None
+            problem = layers_problem(self.layers, MMDiTBlock)
             if problem is None:
                 self.layers[0].check_inputs(x, y, attn_mask, context, start_pos)
             outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos, problem)

@@ -4,14 +4,14 @@
 "rows": inference/rows, products by PyTorch, a kernel for all that lies between two of them.
 """
 
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmdit.inference.rows import run_rows
-from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, drops, same_kind
+from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, drops, is_hooked, same_kind
 from mmdit.ops.modulation.op import modulation
 from mmdit.ops.stack_rows.op import run_tiles
 from mmdit.runtime.dispatch import takes_fused, why_not
@@ -54,6 +54,12 @@ def run_fused(
     tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
     x_out, context_out = (run_rows if problem else run_tiles)(layers, modulations, *inputs, *tables)
     return x_out, context if without else context_out
+
+
+def layers_problem(layers: Iterable[nn.Module], kind: type) -> Optional[str]:
+    """What keeps a stack's layers from being run together, though each may be fused alone; None if nothing does."""
+    own = [layer for layer in layers if type(layer) is not kind or is_hooked(layer)]
+    return "a layer of another class, or hooked" if own else None
 
 
 def tiles_obstacle(x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int) -> Optional[str]:
