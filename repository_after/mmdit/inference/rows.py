@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdit.attention import RMS_EPS
-from mmdit.inference.weights import LayerWeights
+from mmdit.inference.weights import NORM_EPS, LayerWeights
 from mmdit.ops.gated_residual.op import gated_residual
 from mmdit.ops.joint_attention.op import joint_attention
 from mmdit.ops.norm_adaln.op import layernorm_adaln
 from mmdit.ops.pack_heads.op import pack_heads
-
-NORM_EPS = 1e-6
 
 
 def run_rows(

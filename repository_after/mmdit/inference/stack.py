@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmdit.inference.rows import run_rows
-from mmdit.inference.weights import BlockWeights, LayerWeights, block_weights, drops, is_hooked, same_kind
+from mmdit.inference.weights import BlockWeights, LayerWeights, attention_of, block_weights, drops, is_hooked, same_kind
 from mmdit.ops.modulation.op import modulation
 from mmdit.ops.stack_rows.op import run_tiles
 from mmdit.runtime.dispatch import takes_fused, why_not
@@ -42,7 +42,7 @@ def run_fused(
         takes_fused("stack", x, obstacle)
         return None
     without = context is not None and context.shape[1] == 0
-    attention = blocks[0].cross_attn if blocks[0].use_cross_attn else blocks[0].attn
+    attention = attention_of(blocks[0])
     layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
     problem = tiles_obstacle(x, context, layers[0], attention.num_head)
     takes_fused("stack", x, how=f"; rows tier, not tiles: {problem}" if problem else "; tiles tier")
@@ -111,8 +111,7 @@ def _obstacle(
 
 
 def _kind(block: nn.Module) -> Tuple[bool, bool, int]:
-    attention = block.cross_attn if block.use_cross_attn else block.attn
-    return block.conditioning, block.use_cross_attn, attention.num_head
+    return block.conditioning, block.use_cross_attn, attention_of(block).num_head
 
 
 def _modulation(conditioned: bool, weights: List[BlockWeights], streams: int, y: Optional[Tensor]) -> Tensor:

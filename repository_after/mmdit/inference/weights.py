@@ -64,7 +64,8 @@ STREAM = (
     *("{a}.{c}to_out.0.weight", "{a}.{c}to_out.0.bias", "{a}.{c}to_out.1.weight"),
     *("{m}mlp.0.weight", "{m}mlp.0.bias", "{m}mlp.2.weight", "{m}mlp.2.bias"),
 )
-EPS = {RMSNorm: RMS_EPS, nn.LayerNorm: 1e-6}
+NORM_EPS = 1e-6  # of the layers' LayerNorm
+EPS = {RMSNorm: RMS_EPS, nn.LayerNorm: NORM_EPS}
 CONDITION = ("{m}adaLN_modulation.1.weight", "{m}adaLN_modulation.1.bias")
 MLP = (nn.Linear, nn.SiLU, nn.Linear, nn.Dropout)
 PLAIN_TENSORS = (Tensor, nn.Parameter)
@@ -83,7 +84,7 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
         sources = _sources[block] = _find(block)
     if not sources.parameters or any(sources.hooks) or [1 for body in sources.bodies if "forward" in body]:
         return None
-    if [1 for norm, eps in sources.norms if norm.eps != eps] or _attention(block).linear:
+    if [1 for norm, eps in sources.norms if norm.eps != eps] or attention_of(block).linear:
         return None
     tensors = [parameters.get(name) for parameters, name in sources.parameters]
     if [1 for tensor in tensors if tensor is None]:
@@ -91,7 +92,8 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
     size = len(StreamWeights._fields)
     streams = 2 if block.use_cross_attn else 1
     stream_weights = [StreamWeights(*tensors[i * size : (i + 1) * size]) for i in range(streams)]
-    return BlockWeights(LayerWeights(stream_weights[0], ([*stream_weights, None])[1]), tuple(tensors[streams * size :]))
+    context = stream_weights[1] if streams == 2 else None
+    return BlockWeights(LayerWeights(stream_weights[0], context), tuple(tensors[streams * size :]))
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -106,7 +108,8 @@ def drops(block: nn.Module) -> bool:
     return bool([1 for dropout in _sources[block].dropouts if dropout.training and dropout.p > 0])
 
 
-def _attention(block: nn.Module) -> nn.Module:
+def attention_of(block: nn.Module) -> nn.Module:
+    """An MMDiTBlock's attention, under either of its names."""
     return block.cross_attn if block.use_cross_attn else block.attn
 
 
@@ -144,7 +147,7 @@ def _find(block: nn.Module) -> _Sources:
 
 def _is_plain(block: nn.Module) -> bool:
     """Whether all parts are as the constructor makes them."""
-    attention = _attention(block)
+    attention = attention_of(block)
     cross = block.use_cross_attn
     sequences = [(block.mlp, MLP), (attention.to_out, (nn.Linear, RMSNorm))]
     single = [(attention.to_qkv, nn.Linear), (attention.rotary, RotaryEmbedding)]

@@ -1,4 +1,5 @@
-"""A whole stack on tiles of rows: three launches a layer, or two where the batch fills the GPU.
+"""A whole stack on tiles of rows: three launches a layer, or two where the batch fills the GPU. Its reference is
+inference/rows.py, whose every op is PyTorch arithmetic where no kernel can run.
 
 B batch, L x length, C context length, D model dim, H heads, Dh head dim, F feed-forward.
 """
@@ -9,12 +10,11 @@ import torch
 from torch import Tensor
 
 from mmdit.attention import RMS_EPS
-from mmdit.inference.weights import LayerWeights
+from mmdit.inference.weights import NORM_EPS, LayerWeights
 from mmdit.ops.joint_attention.op import LOG2_E, attend, pack_mask
 from mmdit.ops.stack_rows.tuning import HOPPER_TILES, PADDING, RowTiles, row_tiles
 from mmdit.runtime.launch import can_chain, launch, product_precision
 
-NORM_EPS = 1e-6
 BLOCK_VECTORS = ("out_bias", "out_norm", "up_bias", "down_bias")
 BLOCK_FIELDS = ("out_weight", "out_bias", "out_norm", "up_weight", "up_bias", "down_weight", "down_bias")
 MATRICES = ("out_weight", "up_weight", "down_weight", "qkv_weight")
