@@ -10,6 +10,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from mmdit.runtime.architecture import architecture, capability
+
 FUSED = os.environ.get("MMDIT_FUSED", "1") != "0"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 MIN_CAPABILITY = (8, 0)
@@ -124,7 +126,9 @@ def explain(target: Union[torch.nn.Module, Callable[..., Any]], *args: Any, **kw
 
 
 def _why(x: Tensor) -> str:
-    return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}" if x.is_cuda else "TRITON_INTERPRET=1"
+    if not x.is_cuda:
+        return "TRITON_INTERPRET=1"
+    return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}, tiles of {architecture(capability(x))}"
 
 
 def _platform_problem(device: int) -> Optional[str]:

@@ -5,10 +5,10 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from torch import Tensor
 
+from mmdit.runtime.architecture import capability
 from mmdit.runtime.dispatch import INTERPRET, launched
 
 _compiled: Dict[Tuple[Any, ...], Any] = {}
-_capabilities: Dict[int, Tuple[int, int]] = {}
 
 
 def unit_stride(t: Optional[Tensor]) -> Optional[Tensor]:
@@ -19,14 +19,6 @@ def unit_stride(t: Optional[Tensor]) -> Optional[Tensor]:
 def product_precision() -> str:
     """How kernels take an fp32 product: as torch's own precision flag allows."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def capability(x: Tensor) -> Tuple[int, int]:
-    """The compute capability of x's device, (0, 0) on the CPU."""
-    device = x.get_device()
-    if device not in _capabilities:
-        _capabilities[device] = torch.cuda.get_device_capability(device) if device >= 0 else (0, 0)
-    return _capabilities[device]
 
 
 def can_chain(x: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdit.ops.gated_residual.reference import gated_residual_reference
 from mmdit.ops.pack_heads.tuning import MAX_DIM, norm_tiles
+from mmdit.runtime.architecture import table_key
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.dispatch import takes_fused
 from mmdit.runtime.launch import launch, unit_stride
@@ -72,7 +73,7 @@ def _forward(
     branch, residual, bias, rms_weight = map(unit_stride, (branch, residual, bias, rms_weight))
     gate, scale, shift = modulation = tuple(map(unit_stride, (gate, scale, shift)))
     outputs = _empty(branch, residual, bias, gate, rms_weight, scale)
-    tiles = norm_tiles(batch, length, dim)
+    tiles = norm_tiles(table_key(branch), batch, length, dim)
     launch(
         gated_residual_kernel,
         batch * -(-length // tiles.rows),

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from mmdit.ops.joint_attention.reference import joint_attention_reference
 from mmdit.ops.joint_attention.tuning import attention_tiles
+from mmdit.runtime.architecture import table_key
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.dispatch import takes_fused
-from mmdit.runtime.launch import capability, launch, product_precision, unit_stride
+from mmdit.runtime.launch import launch, product_precision, unit_stride
 
 # Above these the best SDPA backend is faster on an H200: bf16, head dim 128, 2 x 16 x 4352 rows, 532 us against 606;
 # fp32, head dim 64, 8 x 8 x 1088 rows, 616 against 1013.
@@ -79,9 +80,8 @@ def attend(
     batch, heads, rows, dim_head = query.shape
     # three TF32 products in place of one: vanilla takes attention's in IEEE here
     precision = "ieee" if product_precision() == "ieee" else "tf32x3"
-    tiles = attention_tiles(batch * heads, rows, dim_head, query.dtype, bits is not None, precision)
-    if capability(query) >= (10, 0) and tiles.warps > 2:
-        tiles = tiles._replace(queries=64, warps=2)  # with 4, Triton 3.6 and 3.7 do not compile the kernel for these
+    sizes = (batch * heads, rows, dim_head, query.dtype)
+    tiles = attention_tiles(table_key(query), *sizes, bits is not None, precision)
     launch(
         joint_attention_kernel,
         batch * heads * -(-rows // tiles.queries),

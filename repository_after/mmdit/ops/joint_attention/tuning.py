@@ -1,10 +1,12 @@
 """Tile sizes of the joint attention kernel: a fixed table, never tuned at a user's call.
 
 Measured on one H200 (torch 2.11, Triton 3.6, bf16, CUDA graph) at batch 1, 8, 32 and 128, 8 heads of 16, 250 keys;
-other sizes follow by what fits in registers.
+other sizes follow by what fits in registers. Of sm_80 and sm_100, which were not measured, runtime/architecture.py
+tells.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Dict, NamedTuple
 
 import torch
 
@@ -14,24 +16,47 @@ class Tiles(NamedTuple):
 
     queries: int
     keys: int
-    block: int
     warps: int
     stages: int
+    block: int = 0  # of a call, not of the table
 
 
+SM_90 = {
+    "tf32": Tiles(queries=64, keys=32, warps=4, stages=2),
+    "ieee": Tiles(queries=64, keys=64, warps=2, stages=1),
+    "wide": Tiles(queries=128, keys=64, warps=4, stages=3),
+    "few": Tiles(queries=32, keys=128, warps=2, stages=3),
+    "some": Tiles(queries=64, keys=64, warps=4, stages=3),
+    "many": Tiles(queries=64, keys=32, warps=2, stages=4),
+}
+TILES: Dict[str, Dict[str, Tiles]] = {
+    "sm_80": SM_90,
+    "sm_90": SM_90,
+    # with 4 warps, Triton 3.6 and 3.7 do not compile the kernel for these
+    "sm_100": {
+        **SM_90,
+        "tf32": Tiles(queries=64, keys=32, warps=2, stages=2),
+        "wide": Tiles(queries=64, keys=64, warps=2, stages=3),
+        "some": Tiles(queries=64, keys=64, warps=2, stages=3),
+    },
+}
+
+
+@lru_cache(maxsize=1024)
 def attention_tiles(
-    sequences: int, length: int, dim_head: int, dtype: torch.dtype, masked: bool, precision: str
+    key: str, sequences: int, length: int, dim_head: int, dtype: torch.dtype, masked: bool, precision: str
 ) -> Tiles:
-    """`sequences` is batch times heads, `precision` that of fp32 products. A masked kernel reads 32 keys at a time."""
+    """key: of TILES. `sequences` is batch times heads, `precision` that of fp32 products. A masked kernel reads 32 keys
+    at a time.
+    """
     block = max(16, 1 << (dim_head - 1).bit_length())
-    if dtype == torch.float32 and precision != "ieee":
-        return Tiles(queries=64, keys=32, block=block, warps=4, stages=2)
     if dtype == torch.float32:
-        return Tiles(queries=64, keys=32 if masked else 64, block=block, warps=2, stages=1)
-    if block > 32:
-        return Tiles(queries=128, keys=32 if masked else 64, block=block, warps=4, stages=3)
-    if sequences * length < 1 << 13:
-        return Tiles(queries=32, keys=32 if masked else 128, block=block, warps=2, stages=3)
-    if sequences * length < 1 << 17 and not masked:
-        return Tiles(queries=64, keys=64, block=block, warps=4, stages=3)
-    return Tiles(queries=64, keys=32, block=block, warps=2, stages=4)
+        size = "ieee" if precision == "ieee" else "tf32"
+    elif block > 32:
+        size = "wide"
+    elif sequences * length < 1 << 13:
+        size = "few"
+    else:
+        size = "some" if sequences * length < 1 << 17 and not masked else "many"
+    tiles = TILES[key][size]
+    return tiles._replace(block=block, keys=32 if masked else tiles.keys)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdit.ops.norm_adaln.reference import norm_adaln_backward_reference, norm_adaln_reference
 from mmdit.ops.norm_adaln.tuning import MAX_DIM, backward_tiles, forward_tiles, reduce_tiles
+from mmdit.runtime.architecture import table_key
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.dispatch import takes_fused
 from mmdit.runtime.launch import launch, unit_stride
@@ -57,7 +58,7 @@ def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], 
     batch, length, dim = x.shape
     x, scale, shift, weight = map(unit_stride, (x, scale, shift, weight))
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    tiles = forward_tiles(batch, length, dim)
+    tiles = forward_tiles(table_key(x), batch, length, dim)
     launch(
         norm_adaln_forward_kernel,
         batch * -(-length // tiles.rows),
@@ -78,7 +79,7 @@ def _backward(
     batch, length, dim = x.shape
     grad, x, scale, weight = map(unit_stride, (grad, x, scale, weight))
     d_x, d_scale, d_shift, d_weight = gradients = _empty_gradients(grad, x, scale, weight, eps, center)
-    tiles = backward_tiles(batch, length, dim)
+    tiles = backward_tiles(table_key(x), batch, length, dim)
     direct = tiles.chunks == 1 and weight is None
     moment, total, gap = d_scale, d_shift, 0
     if not direct:  # one buffer for both partial sums
@@ -94,7 +95,7 @@ def _backward(
         warps=tiles.warps,
     )
     if not direct:
-        reduce = reduce_tiles(dim)
+        reduce = reduce_tiles(table_key(x), dim)
         launch(
             norm_adaln_reduce_kernel,
             -(-dim // reduce.block) * (batch + (weight is not None)),

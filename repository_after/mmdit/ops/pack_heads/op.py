@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmdit.ops.pack_heads.reference import pack_heads_reference
 from mmdit.ops.pack_heads.tuning import MAX_DIM, norm_tiles
+from mmdit.runtime.architecture import table_key
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.dispatch import takes_fused
 from mmdit.runtime.launch import launch, unit_stride
@@ -75,7 +76,7 @@ def _forward(
     outputs = _empty(qkv, qkv_context, heads)
     qkv, qkv_context = unit_stride(qkv), unit_stride(qkv_context)
     norms = map(unit_stride, (query_norm, key_norm, context_query_norm, context_key_norm))
-    tiles = norm_tiles(batch, length + context_length, width // 3)
+    tiles = norm_tiles(table_key(qkv), batch, length + context_length, width // 3)
     launch(
         pack_heads_kernel,
         batch * (-(-length // tiles.rows) + -(-context_length // tiles.rows)),

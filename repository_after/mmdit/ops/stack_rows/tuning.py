@@ -1,7 +1,7 @@
 """Tile sizes of the row kernels: a fixed table, never tuned at a user's call.
 
-Measured on one H200 (torch 2.11, Triton 3.6) at D 128, 8 heads, F 512, bf16; other sizes follow by what fits, and other
-GPUs than compute capability 9.0 are not measured.
+Measured on one H200 (torch 2.11, Triton 3.6) at D 128, 8 heads, F 512, bf16; other sizes follow by what fits. Of
+sm_80 and sm_100, which were not measured, runtime/architecture.py tells.
 """
 
 from typing import NamedTuple, Optional
@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from mmdit.runtime.launch import capability
+from mmdit.runtime.architecture import capability, table_key
 
 PADDING = 64  # each stream's rows are padded to a multiple of this, so that no tile holds rows of both
 LATENCY_ROWS = 1024  # up to so many rows, small tiles and a split MLP
@@ -51,8 +51,8 @@ def hopper_obstacle(dim: int, forward: int, x: Tensor) -> Optional[str]:
     """What keeps the Hopper kernel from these sizes on x's device, or None."""
     import triton
 
-    if capability(x)[0] != 9:
-        return "not compute capability 9"
+    if table_key(x) != "sm_90":
+        return "not sm_90"
     if dim != HOPPER_DIM or forward % HOPPER_DIM or forward // HOPPER_DIM & (forward // HOPPER_DIM - 1):
         return f"D other than {HOPPER_DIM}, or F not {HOPPER_DIM} times a power of 2"
     if not triton.__version__.startswith(TRITON_WITH_GLUON):
