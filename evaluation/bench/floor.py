@@ -35,16 +35,16 @@ def count_operations(case: StackCase) -> int:
     """Of all matrix products, two for each multiply-add: the streams' own, their modulation, attention."""
     dim, joint = case.dim, case.length + case.context
     of_a_row = 2 * dim * (4 * dim + 2 * case.feed_forward)  # QKV, output projection, MLP
-    modulation = 2 * (2 * dim * 6 * dim)
+    modulation = case.streams * (2 * dim * 6 * dim)
     attention = 4 * joint * joint * dim
     return case.layers * case.batch * (joint * of_a_row + modulation + attention)
 
 
 def count_weights(case: StackCase) -> int:
-    """Parameters of the model, each with its bias: QKV and projection, three norms, MLP, modulation, of two streams."""
+    """Parameters of the model, each with its bias: QKV and projection, three norms, MLP, modulation, of each stream."""
     dim, hidden = case.dim, case.feed_forward
     stream = 4 * dim * (dim + 1) + 3 * dim + hidden * (dim + 1) + dim * (hidden + 1) + 6 * dim * (dim + 1)
-    return case.layers * 2 * stream
+    return case.layers * case.streams * stream
 
 
 def count_bytes(case: StackCase) -> int:

@@ -27,11 +27,13 @@ class AttentionCase:
     directions: tuple[Direction, ...] = ("forward",)
 
     @classmethod
-    def draw(cls, shape: tuple[int, int, int, int, int], dtype: torch.dtype, masked: bool) -> "AttentionCase":
-        """Fresh random values on the GPU; half of a mask is False."""
+    def draw(
+        cls, shape: tuple[int, int, int, int, int], dtype: torch.dtype, masked: bool, device: str = "cuda"
+    ) -> "AttentionCase":
+        """Fresh random values; half of a mask is False."""
         batch, heads, length, context_length, dim_head = shape
-        streams = torch.randn(3, batch, heads, length + context_length, dim_head, device="cuda", dtype=dtype)
-        attn_mask = torch.rand(batch, length, length, device="cuda") < 0.5 if masked else None
+        streams = torch.randn(3, batch, heads, length + context_length, dim_head, device=device, dtype=dtype)
+        attn_mask = torch.rand(batch, length, length, device=device) < 0.5 if masked else None
         return cls(*streams, attn_mask, context_length)
 
     @property

@@ -28,11 +28,11 @@ class NormCase:
     directions: tuple[Direction, ...] = ("forward", "forward+backward")
 
     @classmethod
-    def draw(cls, op: str, shape: tuple[int, int, int], dtype: torch.dtype) -> "NormCase":
-        """Fresh random values on the GPU."""
+    def draw(cls, op: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str = "cuda") -> "NormCase":
+        """Fresh random values."""
         batch, _, dim = shape
-        x, grad = torch.randn(2, *shape, device="cuda", dtype=dtype)
-        scale, shift, *_ = torch.randn(batch, 1, 6 * dim, device="cuda", dtype=dtype).chunk(6, dim=-1)
+        x, grad = torch.randn(2, *shape, device=device, dtype=dtype)
+        scale, shift, *_ = torch.randn(batch, 1, 6 * dim, device=device, dtype=dtype).chunk(6, dim=-1)
         leaves = (t.detach().requires_grad_() for t in (x, scale, shift))
         return cls(op, *leaves, grad)
 

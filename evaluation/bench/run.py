@@ -1,7 +1,6 @@
 """One benchmark run of the ops, on the current GPU."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -14,9 +13,10 @@ from evaluation.bench.case import Case, poisoned_memory
 from evaluation.bench.joint_attention import attention_cases
 from evaluation.bench.machine import describe_machine
 from evaluation.bench.norm_adaln import norm_cases
+from evaluation.bench.provenance import provenance
 from evaluation.bench.record import BenchRecord, Contender, Direction, Mode, Timing
 from evaluation.bench.timing import capture, time_in_turns
-from evaluation.bench.trees import hash_tree, load_tree
+from evaluation.bench.trees import load_tree
 
 # a few roundings of each dtype; vanilla's own error in bf16 is 3e-3
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -28,7 +28,7 @@ def time_ops(before: Path, after: Path, dtype: torch.dtype, rounds: int, rep_ms:
     Raises RuntimeError where a contender's numbers are wrong, or the fused tree does not launch its kernels.
     """
     torch.manual_seed(torch.seed())
-    started_at = datetime.now(UTC)
+    run = provenance(before, after, command)
     vanilla, fused = load_tree(before), load_tree(after)
     machine = describe_machine()
     timings = []
@@ -41,14 +41,7 @@ def time_ops(before: Path, after: Path, dtype: torch.dtype, rounds: int, rep_ms:
                 raise RuntimeError(f"{case.op}: expected the fused path at {case.shape}, got {path}")
             for direction, mode in product(case.directions, get_args(Mode)):
                 timings += time_case(case, functions, direction, mode, rounds, rep_ms)
-    return BenchRecord(
-        command=command,
-        started_at=started_at,
-        before_sha256=hash_tree(before),
-        after_sha256=hash_tree(after),
-        machine=machine,
-        timings=timings,
-    )
+    return BenchRecord(**run, machine=machine, timings=timings)
 
 
 def time_case(

@@ -4,17 +4,18 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 import torch
 from rich.progress import Progress
 
-from evaluation.bench.contenders import EAGER, FUSED, Call, make_ready
+from evaluation.bench.contenders import EAGER, FUSED, Call, make_ready, unmeasured
 from evaluation.bench.floor import floor_of
 from evaluation.bench.machine import ask_nvidia_smi, describe_machine
 from evaluation.bench.observe import counted, gpu_kernels, host_us, peak_bytes
+from evaluation.bench.provenance import provenance
 from evaluation.bench.stack_case import StackSetup, matmul_precision
 from evaluation.bench.stack_record import (
     CountedDecision,
@@ -27,15 +28,18 @@ from evaluation.bench.stack_record import (
     StackTiming,
 )
 from evaluation.bench.timing import time_in_turns
-from evaluation.bench.trees import LoadedTree, hash_tree
+from evaluation.bench.trees import LoadedTree
 
 DEVICE = "cuda"
 
 
 @dataclass(frozen=True)
 class StackPlan:
-    """What to time, and how: so many rounds of rep_ms milliseconds for each contender."""
+    """What to time, and how: so many rounds of rep_ms milliseconds for each contender. A case that fails ends `stack`,
+    but not `sizes`.
+    """
 
+    benchmark: Literal["stack", "sizes"]
     before: Path
     after: Path
     cases: tuple[StackCase, ...]
@@ -47,20 +51,15 @@ class StackPlan:
 def time_stack(plan: StackPlan, budget_s: float, command: str) -> Iterator[StackRecord]:
     """Yield the record as it stands after each case; none but the first begins after budget_s seconds.
 
-    Raises RuntimeError where a contender's outputs are wrong.
+    Raises RuntimeError where a contender's outputs are wrong, in `stack`.
     """
     begun = monotonic()
+    run = provenance(plan.before, plan.after, command)
     torch.seed()
     silence_autotuning()
     before = LoadedTree.load(plan.before)
     after = LoadedTree.load(plan.after)  # last: it imports its kernels when they are first called
-    run = {
-        "command": command,
-        "started_at": datetime.now(UTC),
-        "before_sha256": hash_tree(plan.before),
-        "after_sha256": hash_tree(plan.after),
-        "machine": describe_stack_machine(),
-    }
+    machine = describe_stack_machine()
     results: list[StackResult] = []
     with Progress() as progress:
         task = progress.add_task("", total=len(plan.cases))
@@ -71,9 +70,20 @@ def time_stack(plan: StackPlan, budget_s: float, command: str) -> Iterator[Stack
             def say(what: str, case: StackCase = case) -> None:
                 progress.update(task, description=f"{case}: {what}")
 
-            results.append(time_case(case, before, after, run["machine"], plan, say))
+            try:
+                results.append(time_case(case, before, after, machine, plan, say))
+            except RuntimeError as error:
+                if plan.benchmark == "stack":
+                    raise
+                results.append(failed(case, plan, error))
             progress.advance(task)
-            yield StackRecord(**run, results=list(results), not_begun=list(plan.cases[len(results) :]))
+            yield StackRecord(
+                benchmark=plan.benchmark,
+                **run,
+                machine=machine,
+                results=list(results),
+                not_begun=list(plan.cases[len(results) :]),
+            )
 
 
 @torch.no_grad()
@@ -112,6 +122,12 @@ def time_case(
             eager_peak_bytes=peak_bytes(eager) if eager else None,
             fused=observe_fused(case, fused, after) if fused else None,
         )
+
+
+def failed(case: StackCase, plan: StackPlan, error: RuntimeError) -> StackResult:
+    """The result of a case of which nothing came."""
+    missing = [unmeasured(name, error) for name in plan.contenders]
+    return StackResult(case=case, timings=[], unmeasured=missing, floor=None, eager_peak_bytes=None, fused=None)
 
 
 def observe_fused(case: StackCase, call: Call, after: LoadedTree) -> FusedCall:

@@ -1,6 +1,6 @@
 """What a case runs on: both trees' models with the same random weights, inputs, and the fp64 oracle's outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,15 +18,16 @@ DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
 }
 NORM_SPREAD = 0.2  # standard deviation of a norm's weights about 1, so that a norm that ignores them is found out
-ORACLE_CHUNK = 64  # samples; the oracle's attention takes 8 S^2 bytes a head and sample
+ORACLE_BYTES = 1 << 32  # of the logits of the oracle's attention, 8 S^2 a head and sample, at a time
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
 class StackSetup:
     """Models in eval mode; inputs x (B, L, D), y (B, D), context (B, C, D), attn_mask (B, L, L) bool and start_pos (B,)
-    int64, the last two None unless masked; expected x_out (B, L, D) and context_out (B, C, D), fp64.
+    int64, the last two None unless masked; expected x_out (B, L, D) and context_out (B, C, D), fp64. A model without
+    context takes None for it, and gives none.
     """
 
     vanilla: nn.Module
@@ -48,12 +49,16 @@ class StackSetup:
         for model in (fused, truth):
             model.load_state_dict(vanilla.state_dict())
         inputs = draw_inputs(case, device)
-        return cls(vanilla, fused, inputs, oracle(truth, inputs))
+        return cls(vanilla, fused, inputs, oracle(truth, inputs, case.heads))
 
 
 def build_model(mmdit: ModuleType, case: StackCase) -> nn.Module:
     config = mmdit.MMDiTConfig(
-        dim_base=case.dim, num_layers=case.layers, num_attn_head=case.heads, dim_feedforward=case.feed_forward
+        dim_base=case.dim,
+        num_layers=case.layers,
+        num_attn_head=case.heads,
+        dim_feedforward=case.feed_forward,
+        use_cross_attn=case.context > 0,
     )
     return mmdit.MMDiT(config).eval()
 
@@ -62,6 +67,7 @@ def draw_inputs(case: StackCase, device: str) -> Inputs:
     batch, length, dim = case.batch, case.length, case.dim
     shapes = ((batch, length, dim), (batch, dim), (batch, case.context, dim))
     x, y, context = (torch.randn(shape, device=device).to(DTYPES[case.dtype]) for shape in shapes)
+    context = context if case.context else None
     if not case.masked:
         return x, y, context, None, None
     attn_mask = torch.rand(batch, length, length, device=device) < 0.5
@@ -69,13 +75,22 @@ def draw_inputs(case: StackCase, device: str) -> Inputs:
 
 
 @torch.no_grad()
-def oracle(truth: nn.Module, inputs: Inputs) -> Outputs:
-    """x_out (B, L, D) and context_out (B, C, D) of an fp64 model, a few samples at a time."""
+def oracle(truth: nn.Module, inputs: Inputs, heads: int) -> Outputs:
+    """x_out (B, L, D) and, with a context, context_out (B, C, D) of an fp64 model, a few samples at a time."""
+    x, _, context, *_ = inputs
+    joint = x.shape[1] + (0 if context is None else context.shape[1])
+    chunk = max(1, ORACLE_BYTES // (8 * heads * joint**2))
     outs = []
-    for first in range(0, len(inputs[0]), ORACLE_CHUNK):
-        given = (None if t is None else t[first : first + ORACLE_CHUNK] for t in inputs)
-        outs.append(truth(*(t.double() if t is not None and t.is_floating_point() else t for t in given)))
+    for first in range(0, len(x), chunk):
+        given = (None if t is None else t[first : first + chunk] for t in inputs)
+        given = (t.double() if t is not None and t.is_floating_point() else t for t in given)
+        outs.append(present(truth(*given)))
     return tuple(torch.cat(chunks) for chunks in zip(*outs, strict=True))
+
+
+def present(outputs: Iterable[Tensor | None]) -> Outputs:
+    """Without the context that a model without context has not."""
+    return tuple(out for out in outputs if out is not None)
 
 
 @contextmanager

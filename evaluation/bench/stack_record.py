@@ -29,7 +29,7 @@ class StackCase(Record):
     dtype: Precision = Field(description="float32: IEEE; tf32: float32 tensors, TF32 allowed in matrix products")
     masked: bool = Field(description="a random half of x's attention is masked, and every sample starts elsewhere")
     length: int = Field(ge=1, le=MAX_LENGTH, description="of x")
-    context: int = Field(ge=1, description="length of the context")
+    context: int = Field(ge=0, description="length of the context; 0: a model without one")
     dim: int = Field(ge=1)
     heads: int = Field(ge=1)
     feed_forward: int = Field(ge=1)
@@ -40,6 +40,10 @@ class StackCase(Record):
         if self.dim % (2 * self.heads):
             raise ValueError(f"expected heads of even size, got dim {self.dim} for {self.heads} heads")
         return self
+
+    @property
+    def streams(self) -> int:
+        return 2 if self.context else 1
 
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.dtype}{', masked' if self.masked else ''}"
@@ -130,10 +134,10 @@ class StackResult(Record):
 
 
 class StackRecord(Record):
-    """One run of `stack`, as far as it came."""
+    """One run of `stack`, or of `sizes`, as far as it came."""
 
     schema_version: Literal["1.0"] = "1.0"
-    benchmark: Literal["stack"] = "stack"
+    benchmark: Literal["stack", "sizes"] = "stack"
     command: str = Field(description="with the options that decide what is measured")
     started_at: datetime
     before_sha256: str = Field(description="of the Python files of the vanilla tree")

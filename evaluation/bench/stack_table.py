@@ -1,6 +1,9 @@
 """A record of `stack` as a Markdown table, and where it falls short."""
 
-from evaluation.bench.stack_record import StackContender, StackRecord, StackResult, StackTiming
+from collections.abc import Callable
+
+from evaluation.bench.record import BenchMachine
+from evaluation.bench.stack_record import StackCase, StackContender, StackRecord, StackResult, StackTiming
 
 HEADINGS: dict[StackContender, str] = {
     "eager": "eager",
@@ -52,24 +55,45 @@ def markdown_table(record: StackRecord) -> str:
     ]
     rows = [row(result, contenders) for result in record.results]
     lines = [summary(record), "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
+    return "\n".join([*lines, *not_measured(record, str)])
+
+
+def not_measured(record: StackRecord, name: Callable[[StackCase], str]) -> list[str]:
+    """Lines that tell what was asked for and has no time."""
     missing = [
-        f"- {result.case}: no {each.contender}: {each.reason}"
+        f"- {name(result.case)}: no {each.contender}: {each.reason}"
         for result in record.results
         for each in result.unmeasured
     ]
-    missing += [f"- {case}: not begun" for case in record.not_begun]
-    return "\n".join([*lines, "", "Not measured:", "", *missing] if missing else lines)
+    missing += [f"- {name(case)}: not begun" for case in record.not_begun]
+    return ["", "Not measured:", "", *missing] if missing else []
 
 
 def summary(record: StackRecord) -> str:
     """The machine, the sizes, how it was measured."""
-    machine, case = record.machine, record.results[0].case
-    rounds = max((len(timing.rounds_us) for result in record.results for timing in result.timings), default=0)
+    return f"{machine_line(record.machine)}; {sizes_line(record.results[0].case)}; {how(record)}."
+
+
+def sizes_line(case: StackCase) -> str:
+    """What all cases of a run of `stack` have in common."""
+    return (
+        f"{case.layers} layers, dim {case.dim}, {case.heads} heads, feed-forward {case.feed_forward}, "
+        f"x {case.length}, context {case.context}"
+    )
+
+
+def machine_line(machine: BenchMachine) -> str:
     return (
         f"{machine.gpu}, torch {machine.torch_version}, Triton {machine.triton_version}, driver {machine.driver}; "
-        f"copy {machine.copy_gb_s:,.0f} GB/s; {case.layers} layers, dim {case.dim}, {case.heads} heads, "
-        f"feed-forward {case.feed_forward}, x {case.length}, context {case.context}; median ms ± quartile distance of "
-        f"{rounds} interleaved rounds of calls back to back, as a sampler makes them."
+        f"copy {machine.copy_gb_s:,.0f} GB/s"
+    )
+
+
+def how(record: StackRecord) -> str:
+    """What a time in the table is."""
+    rounds = max((len(timing.rounds_us) for result in record.results for timing in result.timings), default=0)
+    return (
+        f"median ms ± quartile distance of {rounds} interleaved rounds of calls back to back, as a sampler makes them"
     )
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from evaluation.bench.__main__ import main, table_of
+from evaluation.bench.__main__ import main, read_record, table_of
 from evaluation.bench.joint_attention import AttentionCase, vanilla_attention
 from evaluation.bench.norm_adaln import OPS, NormCase
 from evaluation.bench.record import BenchMachine, BenchRecord, Timing
-from evaluation.bench.stack_record import StackRecord
 from evaluation.bench.table import markdown_table, share, shortfalls
 from evaluation.bench.trees import hash_tree, load_tree
 from evaluation.report.schema import validate
@@ -100,11 +99,12 @@ def test_a_record_refuses_nan() -> None:
         make_record([float("nan")] * 3, [1.0] * 3)
 
 
+@pytest.mark.parametrize("command", ["ops", "stack", "sizes", "tune"])
 def test_without_a_gpu_nothing_is_measured_and_the_exit_code_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["ops"]) == 3
+    assert main([command]) == 3
     assert "GPU" in capsys.readouterr().err
 
 
@@ -147,6 +147,5 @@ def test_the_benchmarks_attention_agrees_with_its_oracle_and_a_wrong_one_does_no
 
 @pytest.mark.parametrize("file", sorted((ROOT / "evaluation/records").rglob("*.json")), ids=lambda file: file.name)
 def test_a_committed_record_is_valid_and_the_readme_shows_its_table(file: Path) -> None:
-    kind = StackRecord if "benchmark" in json.loads(file.read_text()) else BenchRecord
-    validate(kind, json.loads(file.read_text()))
+    validate(type(read_record(file)), json.loads(file.read_text()))
     assert table_of(file) in (ROOT / "README.md").read_text()

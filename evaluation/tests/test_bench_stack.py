@@ -9,7 +9,7 @@ import torch
 
 from evaluation.bench import floor, stack
 from evaluation.bench.__main__ import main
-from evaluation.bench.options import build_parser, command_line, stack_cases
+from evaluation.bench.options import build_parser, command_line, model_cases
 from evaluation.bench.stack_record import (
     Count,
     FusedCall,
@@ -158,6 +158,12 @@ def test_the_table_command_prints_a_stored_record(tmp_path: Path, capsys: pytest
         ("stack --feed-forward 0", "--feed-forward: "),
         ("stack --dim 100 --heads 8", "dim 100 for 8 heads"),
         ("stack --after nowhere", "not there"),
+        ("sizes --dim 80 --head-dim 32,64", "a head dim that is even and divides dim"),
+        ("sizes --length 5000 --dim 64", "--length: "),
+        ("sizes --context -1", "at least 0, got '-1'"),
+        ("sizes --masked maybe", "got 'maybe'"),
+        ("tune --op softmax", "got 'softmax'"),
+        ("tune --dim 100 --heads 8", "dim 100 for 8 heads"),
         ("table nowhere.json", "nowhere.json"),
         ("table README.md", "Expecting value"),
     ],
@@ -173,7 +179,7 @@ def test_a_wrong_option_is_a_usage_error_that_says_what_was_expected(
 
 
 def test_there_is_a_case_for_each_batch_and_dtype_at_the_target_sizes() -> None:
-    cases = stack_cases(build_parser().parse_args(["stack", "--batch", "1,8", "--dtype", "tf32,float16", "--masked"]))
+    cases = model_cases(build_parser().parse_args(["stack", "--batch", "1,8", "--dtype", "tf32,float16", "--masked"]))
     assert [(case.batch, case.dtype, case.masked) for case in cases] == [
         (1, "tf32", True),
         (8, "tf32", True),
@@ -188,17 +194,9 @@ def test_the_recorded_command_gives_the_same_cases_again() -> None:
         ["stack", "--batch", "8", "--masked", "--feed-forward", "64", "--output", "o.json"]
     )
     again = build_parser().parse_args(command_line(given).split()[3:])
-    assert stack_cases(again) == stack_cases(given)
+    assert model_cases(again) == model_cases(given)
     assert again.contenders == given.contenders
     assert again.output is None
-
-
-def test_without_a_gpu_nothing_is_measured_and_the_exit_code_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["stack"]) == 3
-    assert "GPU" in capsys.readouterr().err
 
 
 # A run, its timing replaced

@@ -41,8 +41,10 @@ def test_a_mask_adds_its_bytes_and_start_positions_and_four_bytes_a_value_double
     assert floor.count_bytes(masked) == 2 * 1296 + 2 * (3 * 3 + 8)
 
 
-def test_the_floor_counts_the_weights_that_the_model_has() -> None:
-    case = StackCase.model_validate(TINY.model_dump() | {"dim": 12, "heads": 3, "feed_forward": 7, "layers": 2})
+@pytest.mark.parametrize("context", [1, 0])
+def test_the_floor_counts_the_weights_that_the_model_has(context: int) -> None:
+    sizes = {"dim": 12, "heads": 3, "feed_forward": 7, "layers": 2, "context": context}
+    case = StackCase.model_validate(TINY.model_dump() | sizes)
     model = stack_case.build_model(LoadedTree.load(BEFORE).mmdit, case)
     assert floor.count_weights(case) == sum(parameter.numel() for parameter in model.parameters())
 
@@ -64,10 +66,10 @@ def setup(before: LoadedTree) -> StackSetup:
 def test_the_oracle_runs_in_pieces_and_agrees_with_the_model(
     setup: StackSetup, before: LoadedTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack_case, "ORACLE_CHUNK", 2)
+    monkeypatch.setattr(stack_case, "ORACLE_BYTES", 2 * 8 * SMALL.heads * (SMALL.length + SMALL.context) ** 2)
     truth = stack_case.build_model(before.mmdit, SMALL).double()
     truth.load_state_dict(setup.vanilla.state_dict())
-    expected = stack_case.oracle(truth, setup.inputs)
+    expected = stack_case.oracle(truth, setup.inputs, SMALL.heads)
     assert [out.dtype for out in expected] == [torch.float64] * 2
     assert worst_error(expected, setup.expected) < 1e-12
     with torch.no_grad():
@@ -123,7 +125,7 @@ def test_a_contender_whose_outputs_are_wrong_ends_the_run(setup: StackSetup, bef
         make_ready(wrong, before, ("fused",), "float32", lambda _: None)
 
 
-def time_both_trees() -> StackResult:
+def time_both_trees(context: int) -> StackResult:
     """time_case with both trees, for a process of its own: what needs a GPU or a compiler is replaced."""
     patch = pytest.MonkeyPatch()
     patch.setattr(stack, "DEVICE", "cpu")
@@ -136,14 +138,15 @@ def time_both_trees() -> StackResult:
     patch.setattr(stack, "host_us", lambda _: 6.0)
     patch.setattr(stack, "gpu_kernels", lambda _: None)
     before, after = LoadedTree.load(BEFORE), LoadedTree.load(AFTER)
-    case = SMALL.model_copy(update={"batch": 1})
-    plan = stack.StackPlan(BEFORE, AFTER, (case,), get_args(StackContender), rounds=3, rep_ms=1)
+    case = SMALL.model_copy(update={"batch": 1, "context": context})
+    plan = stack.StackPlan("stack", BEFORE, AFTER, (case,), get_args(StackContender), rounds=3, rep_ms=1)
     return stack.time_case(case, before, after, MACHINE, plan, lambda _: None)
 
 
-def test_every_contender_of_both_trees_is_checked_and_timed() -> None:
+@pytest.mark.parametrize("context", [2, 0])
+def test_every_contender_of_both_trees_is_checked_and_timed(context: int) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # as the ops of a tree can be registered but once
-        result = pool.submit(time_both_trees).result()
+        result = pool.submit(time_both_trees, context).result()
     assert result.unmeasured == []
     assert [timing.contender for timing in result.timings] == list(get_args(StackContender))
     assert max(timing.error for timing in result.timings) < 1e-5
