@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from evaluation.bench.trees import LoadedTree
 from evaluation.report.build import build_report
 from evaluation.report.environment import describe_environment
 from evaluation.report.models import Report, RunSettings
@@ -76,6 +77,12 @@ class Kata:
 def kata(tmp_path: Path) -> Kata:
     shutil.copytree(FAKE, tmp_path / "kata", ignore=shutil.ignore_patterns("__pycache__"))
     return Kata(tmp_path / "kata")
+
+
+@pytest.fixture(scope="session")
+def after_tree() -> LoadedTree:
+    """repository_after, whose ops can be registered but once in a process."""
+    return LoadedTree.load(ROOT / "repository_after")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from evaluation.bench.joint_attention import AttentionCase, vanilla_attention
 from evaluation.bench.norm_adaln import OPS, NormCase
 from evaluation.bench.record import BenchMachine, BenchRecord, Timing
 from evaluation.bench.table import markdown_table, share, shortfalls
-from evaluation.bench.trees import hash_tree, load_tree
+from evaluation.bench.trees import LoadedTree, hash_tree, load_tree
 from evaluation.report.schema import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +108,8 @@ def test_without_a_gpu_nothing_is_measured_and_the_exit_code_says_so(
     assert "GPU" in capsys.readouterr().err
 
 
-def test_two_trees_are_loaded_side_by_side() -> None:
-    before, after = (load_tree(ROOT / f"repository_{name}") for name in ("before", "after"))
+def test_two_trees_are_loaded_side_by_side(after_tree: LoadedTree) -> None:
+    before, after = load_tree(ROOT / "repository_before"), after_tree.mmdit
     assert not hasattr(before, "explain")
     assert hasattr(after, "explain")
     x, scale, shift = torch.randn(2, 3, 8), torch.randn(2, 8), torch.randn(2, 8)
