@@ -112,6 +112,7 @@ def test_explain_names_the_kernels_that_the_gpu_ran(
         torch.cuda.synchronize()
     ran = kernels_on_the_gpu(profile)
     assert explanation.path == "fused", str(explanation)
+    assert all("tiles of sm_" in decision.reason for decision in explanation.decisions), str(explanation)
     assert len(explanation.launches) >= 2, "expected a forward and a backward kernel"
     assert [name for name in explanation.launches if not any(name in kernel for kernel in ran)] == []
 

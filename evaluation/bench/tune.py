@@ -141,24 +141,28 @@ def tune_job(
 
 
 def ask(table: Table, asker: ModuleType, subject: Subject) -> Asked | None:
-    """What the subject asks of the table; None where it does not."""
+    """What the subject asks of the table; None where it does not. Whether it then runs is another question."""
     look_up = getattr(asker, table.function)
     found: list[Asked] = []
 
-    def note(*arguments: Any) -> Any:
-        named = signature(look_up).bind(*arguments).arguments.items()
-        text = ", ".join(f"{name}={value}" for name, value in named if not isinstance(value, Tensor))
-        found.append(Asked(text, look_up(*arguments)))
+    def note(*given: Any, **named: Any) -> Any:
+        arguments = signature(look_up).bind(*given, **named).arguments.items()
+        text = ", ".join(f"{name}={value}" for name, value in arguments if not isinstance(value, Tensor))
+        found.append(Asked(text, look_up(*given, **named)))
         return found[-1].tiles
 
     with patch.object(asker, table.function, note):
-        subject.run()
+        try:
+            subject.run()
+        except Exception:  # whatever a compiler raises
+            if not found:
+                raise
     return found[0] if found else None
 
 
 def giving(table: Table, asker: ModuleType, tiles: Any) -> AbstractContextManager:
     """Within, the table gives these tiles, whatever it is asked."""
-    return patch.object(asker, table.function, lambda *_: tiles)
+    return patch.object(asker, table.function, lambda *_, **__: tiles)
 
 
 def prepare(tiles: Any, given: AbstractContextManager, subject: Subject, limit: float) -> Ready:

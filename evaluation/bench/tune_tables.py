@@ -28,11 +28,14 @@ ROWS = {"rows": (1, 2, 4, 8, 16, 32, 64), "warps": (1, 2, 4, 8, 16)}
 
 
 def fits_rows(tiles: Any, case: StackCase) -> bool:
-    """Whether the row kernels can run these tiles: the MLP's blocks divide its slices. Of those that run alike, one."""
+    """Whether the row kernels can run these tiles: the MLP's blocks divide its slices, and for Hopper's kernel D is 128
+    and F a power of 2. Of tiles that run alike, one.
+    """
     features = case.feed_forward // tiles.slices
     if tiles.hopper:
         unused = ("tile", "slices", "block_f", "stages", "rows_warps")
-        return all(getattr(tiles, name) == THROUGHPUT[name] for name in unused)
+        takes_sizes = case.dim == 128 <= case.feed_forward and case.feed_forward.bit_count() == 1
+        return takes_sizes and all(getattr(tiles, name) == THROUGHPUT[name] for name in unused)
     if case.feed_forward % tiles.slices or features % tiles.block_f:
         return False
     return features != tiles.block_f or tiles.stages == 1
@@ -44,6 +47,7 @@ def fits_attention(tiles: Any, case: StackCase) -> bool:
 
 
 def fits_norm(tiles: Any, case: StackCase) -> bool:
+    """Whether a tile is one that registers can hold."""
     return tiles.rows * tiles.block <= MAX_ELEMENTS
 
 

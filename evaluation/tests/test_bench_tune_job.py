@@ -17,7 +17,7 @@ from evaluation.bench.trees import LoadedTree
 from evaluation.bench.tune_record import TunedOp, TuneJob, TuneResult
 from evaluation.bench.tune_tables import TABLES
 from evaluation.tests.test_bench_stack import AFTER, BEFORE
-from evaluation.tests.test_bench_tune import SMALL
+from evaluation.tests.test_bench_tune import JOB, SMALL
 
 TARGET = SMALL.model_copy(update={"dim": 128, "heads": 8, "feed_forward": 512})
 
@@ -82,6 +82,9 @@ def test_row_tiles_are_tried_only_where_their_blocks_divide_the_features(after_t
     assert {tiles.tile for tiles in others if tiles.hopper} == {64}
     assert {512 // tiles.slices % tiles.block_f for tiles in others} == {0}
     assert others[0].hopper
+    other_sizes = ({"dim": 64}, {"feed_forward": 384}, {"feed_forward": 64})
+    cases = [TARGET.model_copy(update=sizes) for sizes in other_sizes]
+    assert [tiles for case in cases for tiles in TABLES["stack_rows"].others(others[1], case) if tiles.hopper] == []
     narrow = TABLES["stack_rows"].others(others[0], TARGET.model_copy(update={"feed_forward": 192}))
     assert {tiles.slices * tiles.block_f for tiles in narrow} <= {32, 64, 192}
 
@@ -127,6 +130,15 @@ def tune_attention() -> tuple[TuneResult, bool]:
     return tune_small(TuneJob(op="joint_attention", case=masked), 1e9, trees), asker.attention_tiles is look_up
 
 
+def tune_what_does_not_compile() -> TuneResult:
+    patch = pytest.MonkeyPatch()
+    trees = replace_the_gpu(patch)
+    asker = trees[1].modules[TABLES[JOB.op].asker]
+    look_up = asker.attention_tiles
+    patch.setattr(asker, "attention_tiles", lambda *given: look_up(*given)._replace(queries=33))
+    return tune_small(JOB, 1e9, trees)
+
+
 def tune_in_no_time() -> list[TuneResult]:
     patch = pytest.MonkeyPatch()
     trees = replace_the_gpu(patch)
@@ -160,6 +172,15 @@ def test_tiles_that_do_not_compile_or_are_wrong_are_named_and_never_timed(
     assert "power of 2" in reasons[right.format(33)]
     assert "masked=True" in result.asked
     assert result.table == "mmdit.ops.joint_attention.tuning.attention_tiles"
+
+
+def test_where_the_tables_own_tiles_do_not_compile_nothing_is_timed(
+    interpreted: Callable[[Callable[[], Any]], Any],
+) -> None:
+    result = interpreted(tune_what_does_not_compile)
+    assert result.problem.startswith("the table's own tiles: ")
+    assert "power of 2" in result.problem
+    assert (result.timings, result.asked is None) == ([], False)
 
 
 def test_every_op_asks_its_table_and_out_of_time_only_the_tables_tiles_are_timed(
