@@ -38,12 +38,31 @@ HOPPER_SHAPES = (
     Shape(2, 130, 0, 8, 16),
 )
 HOPPER = [Case("cross", shape, dtype, 256, "random", "tensor", layers=3) for shape in HOPPER_SHAPES for dtype in HALVES]
-MANY_TILES = (Shape(200, 130, 3, 8, 16), Shape(200, 64, 65, 4, 32), Shape(200, 63, 64, 2, 64), Shape(300, 65, 0, 8, 16))
+MANY_TILES = (Shape(200, 130, 1, 4, 32), Shape(200, 64, 65, 8, 16), Shape(200, 63, 64, 2, 64), Shape(300, 65, 0, 8, 16))
 HOPPER += [Case("cross", shape, dtype, 256, "random", "tensor") for shape in MANY_TILES for dtype in HALVES]
 HOPPER += [Case("cross", HOPPER_SHAPES[0], dtype, 128) for dtype in HALVES]
 HOPPER += [Case("cross", Shape(33, 130, 3, 8, 16), dtype, 1024) for dtype in HALVES]
 HOPPER += [Case(kind, Shape(3, 130, 0, 8, 16), torch.bfloat16, 256) for kind in ("plain", "conditioned")]
 HOPPER += [Case("cross", Shape(2, 70, 5, 8, 16), torch.float16, 256, gain=3.0)]
+# Of the kernel for a whole stack: in one launch and in several, streams that end within each of its tiles, one stream,
+# F of 1 and 4 times 128, and logits that take the maximum.
+PERSISTENT_SHAPES = (
+    *(Shape(61, 130, 3, 8, 16), Shape(133, 129, 64, 8, 16), Shape(270, 192, 1, 8, 16), Shape(64, 128, 65, 8, 16)),
+    *(Shape(70, 1, 192, 8, 16), Shape(65, 256, 0, 8, 16), Shape(62, 193, 0, 8, 16)),
+)
+PERSISTENT = [
+    Case("cross", shape, dtype, 128, "random", "tensor", layers=3) for shape in PERSISTENT_SHAPES for dtype in HALVES
+]
+PERSISTENT += [Case("cross", PERSISTENT_SHAPES[0], dtype, 512, start="int", variant="expanded") for dtype in HALVES]
+PERSISTENT += [Case(kind, Shape(66, 200, 0, 8, 16), torch.bfloat16, 256) for kind in ("plain", "conditioned")]
+PERSISTENT += [
+    Case("cross", PERSISTENT_SHAPES[0], torch.float16, 256, mask, gain=gain)
+    for mask in (None, "empty-rows-and-columns", "all-empty")
+    for gain in (3.0, 20.0)
+]
+PERSISTENT += [
+    Case("cross", PERSISTENT_SHAPES[1], torch.bfloat16, 256, variant=name) for name in ("strided-rows", "large", "tiny")
+]
 OTHER_SIZES = [
     Case("cross", Shape(2, 70, 5, heads, dim_head), dtype, 192, "empty-rows-and-columns", "spaced-tensor")
     for heads, dim_head in ((1, 16), (3, 16), (5, 16), (1, 32), (2, 32), (1, 64))
@@ -112,17 +131,17 @@ def test_twelve_layers_by_exact_fp32_products_are_exact(case: Case, masked: bool
     assert max(fused.values()) <= 1e-5, fused
 
 
-@pytest.mark.parametrize("case", [*HOPPER, *OTHER_SIZES], ids=str)
+@pytest.mark.parametrize("case", [*HOPPER, *PERSISTENT, *OTHER_SIZES], ids=str)
 def test_a_stack_of_any_size_matches_the_oracle_in_the_launches_of_its_plan(case: Case, seed: int) -> None:
     tiles_tier.stack_matches_the_oracle(case, False, "cuda", seed)
 
 
-@pytest.mark.parametrize("case", [*HOPPER[:2], *TARGETS[:2], *TARGETS[-2:]], ids=str)
+@pytest.mark.parametrize("case", [*HOPPER[:2], *PERSISTENT[:6], *TARGETS[:2], *TARGETS[-2:]], ids=str)
 def test_two_runs_give_the_same_bits(case: Case, seed: int) -> None:
     tiles_tier.two_runs_give_the_same_bits(replace(case, mask="random", start="tensor"), "cuda", seed)
 
 
-@pytest.mark.parametrize("case", [HOPPER[0], *TARGETS[:2]], ids=str)
+@pytest.mark.parametrize("case", [HOPPER[0], PERSISTENT[0], *TARGETS[:2]], ids=str)
 def test_weights_and_inputs_may_lie_at_any_address(case: Case, seed: int) -> None:
     tiles_tier.weights_may_lie_at_any_address(replace(case, layers=2), "cuda", seed)
 

@@ -1,6 +1,7 @@
 """Blocks without gradients: which of the fused tiers takes them, if any.
 
-"tiles": ops/stack_rows, everything but attention on tiles of rows, two or three launches a layer.
+"tiles": ops/stack_rows, everything but attention on tiles of rows, two or three launches a layer, or, where it can and
+pays, ops/stack_persistent, all layers in one launch.
 "rows": inference/rows, products by PyTorch, a kernel for all that lies between two of them.
 """
 
@@ -13,6 +14,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from mmdit.inference.rows import run_rows
 from mmdit.inference.weights import BlockWeights, LayerWeights, attention_of, block_weights, drops, is_hooked, same_kind
 from mmdit.ops.modulation.op import modulation
+from mmdit.ops.stack_persistent.op import run_persistent
+from mmdit.ops.stack_persistent.tuning import persistent_obstacle
 from mmdit.ops.stack_rows.op import run_tiles
 from mmdit.runtime.dispatch import takes_fused, why_not
 from mmdit.runtime.launch import product_precision, unit_stride
@@ -45,14 +48,19 @@ def run_fused(
     attention = attention_of(blocks[0])
     layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
     problem = tiles_obstacle(x, context, layers[0], attention.num_head)
-    takes_fused("stack", x, how=f"; rows tier, not tiles: {problem}" if problem else "; tiles tier")
+    length = 0 if context is None else context.shape[1]
+    forward = layers[0].x.up_weight.shape[0]
+    persists = not problem and persistent_obstacle(x, length, attention.num_head, forward) is None
+    tier = f"rows tier, not tiles: {problem}" if problem else "tiles tier, persistent" if persists else "tiles tier"
+    takes_fused("stack", x, how=f"; {tier}")
     streams = 1 if context is None or without else 2
     modulations = _modulation(blocks[0].conditioning, weights, streams, y)
     mask = None if attn_mask is None else attn_mask if attn_mask.dtype == torch.bool else attn_mask != 0
     start = start_pos.contiguous() if isinstance(start_pos, Tensor) else start_pos
     inputs = unit_stride(x), None if without else unit_stride(context), mask, start
     tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
-    x_out, context_out = (run_rows if problem else run_tiles)(layers, modulations, *inputs, *tables)
+    run = run_rows if problem else run_persistent if persists else run_tiles
+    x_out, context_out = run(layers, modulations, *inputs, *tables)
     return x_out, context if without else context_out
 
 

@@ -1,18 +1,17 @@
 """All modulations of a stack in one launch: dispatch and launch."""
 
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from mmdit.ops.modulation.reference import modulation_reference
+from mmdit.runtime.addresses import addresses
 from mmdit.runtime.dispatch import why_not
 from mmdit.runtime.launch import can_chain, launch, product_precision, unit_stride
 
 MAX_DIM = 256
 BLOCK_N = 128
-
-_address_tables: Dict[Tuple[int, ...], Tuple[Tensor, Tensor]] = {}
 
 
 def modulation(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -46,7 +45,7 @@ def _forward(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
     launch(
         modulation_kernel,
         -(-batch // block_b) * len(weights) * -(-6 * dim // BLOCK_N),
-        tensors=(y, _addresses(weights), _addresses(biases), out),
+        tensors=(y, addresses(weights), addresses(biases), out),
         strides=(y.stride(0),),
         lengths=(batch,),
         constants=(
@@ -56,18 +55,3 @@ def _forward(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
         warps=4,
     )
     return out
-
-
-def _addresses(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors' addresses on their device, copied there once, and anew while a CUDA graph is captured."""
-    key = tuple([t.data_ptr() for t in tensors])
-    capturing = tensors[0].is_cuda and torch.cuda.is_current_stream_capturing()
-    tables = _address_tables.get(key)
-    if tables is None:
-        host = torch.tensor(key, dtype=torch.int64)
-        if tensors[0].is_cuda:
-            host = host.pin_memory()
-        tables = host, host.to(tensors[0].device, non_blocking=capturing)
-        # what a graph in capture allocates holds nothing before its replay; its source must outlive it all the same
-        _address_tables[(id(tables), *key) if capturing else key] = tables
-    return tables[1]

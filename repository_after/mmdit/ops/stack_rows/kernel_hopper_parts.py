@@ -1,4 +1,4 @@
-"""What the two Hopper kernels of a stack's rows share, for tiles of 64 rows at D = 128, in 16 bits."""
+"""What the Hopper kernels of a stack's rows share, for tiles of 64 rows at D = 128, in 16 bits."""
 
 from typing import Any
 
@@ -15,9 +15,10 @@ SWIZZLED = gl.NVMMASharedLayout(128, 16, 2)
 PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
-def describe(matrix: Any, rows: int, columns: int) -> TensorDescriptor:
-    """A TMA descriptor of matrix (N, K), contiguous, of 16 bits an element, copied in blocks (rows, columns)."""
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns], SWIZZLED)
+def describe(tensor: Any, *block: int) -> TensorDescriptor:
+    """A TMA descriptor of a tensor of 16 bits an element, its last stride 1, copied in blocks of this shape."""
+    layout = gl.NVMMASharedLayout(min(2 * block[-1], 128), 16, len(block))
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block), layout)
 
 
 @gluon.jit
@@ -92,10 +93,11 @@ def angles(p_table, position, stream0, length, other, PAIRS: gl.constexpr):
 
 @gluon.jit
 def rotate(b_y, b_cos, b_sin, PAIRS: gl.constexpr, layout: gl.constexpr):
-    """Rotate the pairs (2 i, 2 i + 1) of each head of y (64, columns): they are neighbours in a thread's registers."""
+    """Rotate the pairs (2 i, 2 i + 1) of each head of y (rows, columns): neighbours in a thread's registers."""
+    M: gl.constexpr = b_y.shape[0]
     COLUMNS: gl.constexpr = b_y.shape[1]
-    b_even, b_odd = gl.split(gl.reshape(b_y, [TILE, COLUMNS // (2 * PAIRS), PAIRS, 2]))
+    b_even, b_odd = gl.split(gl.reshape(b_y, [M, COLUMNS // (2 * PAIRS), PAIRS, 2]))
     b_cos = gl.expand_dims(gl.convert_layout(b_cos, gl.SliceLayout(1, b_even.type.layout)), 1)
     b_sin = gl.expand_dims(gl.convert_layout(b_sin, gl.SliceLayout(1, b_even.type.layout)), 1)
     b_y = gl.join(b_even * b_cos - b_odd * b_sin, b_even * b_sin + b_odd * b_cos)
-    return gl.convert_layout(gl.reshape(b_y, [TILE, COLUMNS]), layout)
+    return gl.convert_layout(gl.reshape(b_y, [M, COLUMNS]), layout)

@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from mmdit.ops.stack_rows.kernel_hopper_halves import HALF, halves, keep, norm, row_mean, vector
 from mmdit.ops.stack_rows.kernel_hopper_parts import (
     BLOCK_BYTES,
     PLAIN,
@@ -27,7 +28,6 @@ from mmdit.ops.stack_rows.kernel_hopper_parts import (
     silu,
 )
 
-HALF = gl.constexpr(64)  # of D; rows of a tile; features of the MLP at a time
 STAGES = gl.constexpr(2)  # blocks of weights
 
 
@@ -65,8 +65,7 @@ def _arrived(index, ring):
     """Wait for block `index`, and return its upper and lower half (64, 64), transposed."""
     b_ring, full = ring
     mbarrier.wait(full.index(index % STAGES), index // STAGES & 1)
-    block = b_ring.index(index % STAGES)
-    return block.slice(0, HALF, 0).permute((1, 0)), block.slice(HALF, HALF, 0).permute((1, 0))
+    return halves(b_ring.index(index % STAGES))
 
 
 @gluon.jit
@@ -86,38 +85,6 @@ def _product(b_first, b_second, index, BLOCKS: gl.constexpr, ring, weights, layo
     barrier()
     _load(index + 3, BLOCKS, ring, weights)
     return b_y0, b_y1
-
-
-@gluon.jit
-def _vector(b_from, index, side: gl.constexpr, layout: gl.constexpr):
-    """Half of row `index` as fp32 (1, 64)."""
-    row = b_from.index(index).slice(side * HALF, HALF, 0)
-    return gl.expand_dims(row.load(gl.SliceLayout(0, layout)).to(gl.float32), 0)
-
-
-@gluon.jit
-def _row_mean(b_0, b_1):
-    return gl.expand_dims(gl.sum(b_0 + b_1, axis=1), 1) * (1.0 / D)
-
-
-@gluon.jit
-def _norm(b_0, b_1, b_modulation, index: gl.constexpr, dtype: gl.constexpr, layout: gl.constexpr, EPS: gl.constexpr):
-    b_mean = _row_mean(b_0, b_1)
-    b_0 -= b_mean
-    b_1 -= b_mean
-    b_factor = gl.rsqrt(_row_mean(b_0 * b_0, b_1 * b_1) + EPS)
-    b_0 = b_0 * b_factor * (1.0 + _vector(b_modulation, index, 0, layout)) + _vector(b_modulation, index + 1, 0, layout)
-    b_1 = b_1 * b_factor * (1.0 + _vector(b_modulation, index, 1, layout)) + _vector(b_modulation, index + 1, 1, layout)
-    return b_0.to(dtype), b_1.to(dtype)
-
-
-@gluon.jit
-def _keep(b_to, b_0, b_1):
-    """Store two halves to shared memory, for wgmma or TMA to read."""
-    b_to.index(0).store(b_0)
-    b_to.index(1).store(b_1)
-    fence_async_shared()
-    barrier()
 
 
 @gluon.jit(do_not_specialize=["row", "start", "L", "C", "x_tiles", "tiles", "B"])
@@ -186,16 +153,16 @@ def rows_quad_kernel(
     barrier()
     mbarrier.wait(arrived, 0)
     b_y0, b_y1 = _product(b_a.index(0), b_a.index(1), 0, BLOCKS, ring, weights, layout)
-    b_y0 += _vector(b_vectors, 0, 0, layout)
-    b_y1 += _vector(b_vectors, 0, 1, layout)
-    b_factor = gl.rsqrt(_row_mean(b_y0 * b_y0, b_y1 * b_y1) + RMS_EPS)
-    b_x0 += _vector(b_modulation, 2, 0, layout) * _vector(b_vectors, 1, 0, layout) * (b_y0 * b_factor)
+    b_y0 += vector(b_vectors, 0, 0, layout)
+    b_y1 += vector(b_vectors, 0, 1, layout)
+    b_factor = gl.rsqrt(row_mean(b_y0 * b_y0, b_y1 * b_y1) + RMS_EPS)
+    b_x0 += vector(b_modulation, 2, 0, layout) * vector(b_vectors, 1, 0, layout) * (b_y0 * b_factor)
     b_x1 = gl.load(p_residual + HALF + o_x)
-    b_x1 += _vector(b_modulation, 2, 1, layout) * _vector(b_vectors, 1, 1, layout) * (b_y1 * b_factor)
+    b_x1 += vector(b_modulation, 2, 1, layout) * vector(b_vectors, 1, 1, layout) * (b_y1 * b_factor)
     gl.store(p_residual + o_x, b_x0)  # kept there, not in registers, while the MLP is taken
     gl.store(p_residual + HALF + o_x, b_x1)
-    b_h0, b_h1 = _norm(b_x0, b_x1, b_modulation, 3, dtype, layout, NORM_EPS)
-    _keep(b_a, b_h0, b_h1)
+    b_h0, b_h1 = norm(b_x0, b_x1, b_modulation, 3, dtype, layout, NORM_EPS)
+    keep(b_a, b_h0, b_h1)
 
     b_none = gl.zeros([HALF, HALF], gl.float32, layout)
     b_m0, b_m1 = b_none, b_none
@@ -217,8 +184,8 @@ def rows_quad_kernel(
         _load(index + 3, BLOCKS, ring, weights)
     b_x0 = gl.load(p_residual + o_x)
     b_x1 = gl.load(p_residual + HALF + o_x)
-    b_x0 += _vector(b_modulation, 5, 0, layout) * (b_m0 + _vector(b_vectors, 2, 0, layout))
-    b_x1 += _vector(b_modulation, 5, 1, layout) * (b_m1 + _vector(b_vectors, 2, 1, layout))
+    b_x0 += vector(b_modulation, 5, 0, layout) * (b_m0 + vector(b_vectors, 2, 0, layout))
+    b_x1 += vector(b_modulation, 5, 1, layout) * (b_m1 + vector(b_vectors, 2, 1, layout))
     if LAST:
         p_out += (sample.to(gl.int64) * length + stream0) * D
         gl.store(p_out + o_x, b_x0.to(dtype), mask=m_x)
@@ -228,22 +195,22 @@ def rows_quad_kernel(
         gl.store(p_residual + HALF + o_x, b_x1)
         b_cos = angles(p_cos, start + stream0, stream0, rotated, 1.0, PAIRS)
         b_sin = angles(p_sin, start + stream0, stream0, rotated, 0.0, PAIRS)
-        b_h0, b_h1 = _norm(b_x0, b_x1, b_modulation, 6, dtype, layout, NORM_EPS)
+        b_h0, b_h1 = norm(b_x0, b_x1, b_modulation, 6, dtype, layout, NORM_EPS)
         b_h0, b_h1 = gl.convert_layout(b_h0, operand), gl.convert_layout(b_h1, operand)
         for part in gl.static_range(3):
             b_y0, b_y1 = _product(b_h0, b_h1, 2 + 2 * CHUNKS + 2 * part, BLOCKS, ring, weights, layout)
-            b_y0 += _vector(b_vectors, 3 + part, 0, layout)
-            b_y1 += _vector(b_vectors, 3 + part, 1, layout)
+            b_y0 += vector(b_vectors, 3 + part, 0, layout)
+            b_y1 += vector(b_vectors, 3 + part, 1, layout)
             if part < 2:
-                b_factor = gl.rsqrt(_row_mean(b_y0 * b_y0, b_y1 * b_y1) + RMS_EPS)
+                b_factor = gl.rsqrt(row_mean(b_y0 * b_y0, b_y1 * b_y1) + RMS_EPS)
                 if part == 0:
                     b_factor *= SCALE
-                b_y0 = rotate(b_y0 * b_factor * _vector(b_vectors, 6 + part, 0, layout), b_cos, b_sin, PAIRS, layout)
-                b_y1 = rotate(b_y1 * b_factor * _vector(b_vectors, 6 + part, 1, layout), b_cos, b_sin, PAIRS, layout)
+                b_y0 = rotate(b_y0 * b_factor * vector(b_vectors, 6 + part, 0, layout), b_cos, b_sin, PAIRS, layout)
+                b_y1 = rotate(b_y1 * b_factor * vector(b_vectors, 6 + part, 1, layout), b_cos, b_sin, PAIRS, layout)
             if part > 0:
                 tma.store_wait(0)
                 barrier()
-            _keep(b_a, gl.where(m_x, b_y0, 0.0).to(dtype), gl.where(m_x, b_y1, 0.0).to(dtype))
+            keep(b_a, gl.where(m_x, b_y0, 0.0).to(dtype), gl.where(m_x, b_y1, 0.0).to(dtype))
             for side in gl.static_range(2):
                 tma.async_copy_shared_to_global(
                     d_heads, [(part * B + sample) * rows + row0, side * HALF], b_a.index(side)
