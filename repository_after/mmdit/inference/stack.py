@@ -53,11 +53,11 @@ def run_fused(
     persists = not problem and persistent_obstacle(x, length, attention.num_head, forward) is None
     tier = f"rows tier, not tiles: {problem}" if problem else "tiles tier, persistent" if persists else "tiles tier"
     takes_fused("stack", x, how=f"; {tier}")
-    streams = 1 if context is None or without else 2
-    modulations = _modulation(blocks[0].conditioning, weights, streams, y)
     mask = None if attn_mask is None else attn_mask if attn_mask.dtype == torch.bool else attn_mask != 0
     start = start_pos.contiguous() if isinstance(start_pos, Tensor) else start_pos
     inputs = unit_stride(x), None if without else unit_stride(context), mask, start
+    streams = 1 if context is None or without else 2
+    modulations = _modulation(blocks[0].conditioning, weights, streams, y)  # last: see PDL in ops/stack_rows/kernel.py
     tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
     run = run_rows if problem else run_persistent if persists else run_tiles
     x_out, context_out = run(layers, modulations, *inputs, *tables)
