@@ -52,11 +52,18 @@ class FailureKind(StrEnum):
     MISSING_TESTS = "missing_tests"
     EXPECTATION_DIFFERS = "expectation_differs"
 
+    # The numeric cases: the worker did not run to its end, or what the tree computes is wrong.
+    WORKER_TIMEOUT = "worker_timeout"
+    WORKER_CRASHED = "worker_crashed"
+    WORKER_NO_RESULT = "worker_no_result"
+    NUMERICS_WRONG = "numerics_wrong"
+
     # The grader could not do its work.
     GRADER_ERROR = "grader_error"
 
 
-RUN_PROBLEMS = frozenset(
+WORKER_PROBLEMS = frozenset({FailureKind.WORKER_TIMEOUT, FailureKind.WORKER_CRASHED, FailureKind.WORKER_NO_RESULT})
+RUN_PROBLEMS = WORKER_PROBLEMS | frozenset(
     {
         FailureKind.TIMEOUT,
         FailureKind.CRASHED,

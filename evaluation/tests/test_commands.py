@@ -13,14 +13,14 @@ from evaluation.evaluate import main as evaluate
 from evaluation.report.models import Report
 from evaluation.suite import __main__ as suite_command
 from evaluation.suite.command import ROOT
-from evaluation.tests.conftest import Kata
+from evaluation.tests.conftest import Kata, right_numbers
 
 INIT = "after/mmdit/__init__.py"
 
 
 def grade(kata: Kata, *more: str) -> int:
     trees = ("--before", str(kata.before), "--after", str(kata.after))
-    return evaluate([*trees, *more], suite=kata.suite, reports=kata.folder / "reports")
+    return evaluate([*trees, *more], suite=kata.suite, reports=kata.folder / "reports", judge=right_numbers)
 
 
 def reports_of(kata: Kata) -> list[Path]:
