@@ -13,6 +13,7 @@ from mmdit.ops.stack_rows.kernel_parts import (
     load_vector,
     load_weight,
     locate,
+    rotate,
     row_mean,
 )
 
@@ -81,14 +82,18 @@ def block_backward_kernel(
     """From d_out to d_mid and d_o, for mid = residual + gate_attn rms(o Wo^T + bo) norm and
     out = mid + gate_mlp drop(silu(h W1^T + b1) W2^T + b2), h = LayerNorm(mid) (1 + scale_mlp) + shift_mlp.
 
-    Grid: (B * tiles,). Recomputes all between o and out.
+    Grid: (B * tiles,). Recomputes all between o and out, and what comes before the MLP twice: there are no registers
+    to keep it in.
     """
     sample, is_context, o_row, _, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
     rows = tiles * TILE
     o_d, o_f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     m_d = o_d < DIM
     m_x = m_row[:, None] & m_d[None, :]
-    o_x = o_row[:, None] * DIM + o_d[None, :] + sample * rows * DIM
+    o_x = (tl.arange(0, TILE) * DIM)[:, None] + o_d[None, :]
+    first = (sample * rows + tl.program_id(0) % tiles * TILE) * DIM
+    p_d_out, p_residual, p_o, p_h = p_d_out + first, p_residual + first, p_o + first, p_h + first
+    p_d_m, p_d_a, p_d_o = p_d_m + first, p_d_a + first, p_d_o + first
     p_sums += tl.program_id(0) * SUMS * DIM
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_up, p_up_bias = tl.where(is_context, p_up_c, p_up_x), tl.where(is_context, p_up_bias_c, p_up_bias_x)
@@ -104,7 +109,7 @@ def block_backward_kernel(
     b_a = tl.dot(b_o, load_weight(p_out, o_d, o_d, DIM, m_d, m_d), input_precision=PRECISION) + b_out_bias
     b_mid = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_mid += b_gate_attn * (b_a * tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS) * b_out_norm)
-    b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
+    b_normed, _ = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
     b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
     tl.store(p_h + o_x, b_h, mask=m_d[None, :])
     b_d = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
@@ -132,22 +137,24 @@ def block_backward_kernel(
     if p_seed is not None:
         b_m *= dropout_factor(p_seed, (sample * rows + o_row).to(tl.int32), P, DIM, BLOCK_D)
     add_sum(p_sums, 5, b_d * b_m, DIM, BLOCK_D)
-    add_sum(p_sums, 3, b_d_h * b_normed, DIM, BLOCK_D)
     add_sum(p_sums, 4, b_d_h, DIM, BLOCK_D)
-    b_d += normed_backward(b_d_h * b_scale, b_normed, b_rstd, DIM, BLOCK_D)
-    tl.debug_barrier()
-    tl.store(p_d_out + o_x, b_d, mask=m_x)
 
     b_out = tl.load(p_out + o_d[:, None] * DIM + o_d[None, :], mask=m_d[:, None] & m_d[None, :], other=0.0)
     b_o = tl.load(p_o + o_x, mask=m_x, other=0.0)
     b_a = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + b_out_bias
-    b_rstd = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
-    b_a *= b_rstd
+    b_factor = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
+    b_a *= b_factor
+    b_mid = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32) + b_gate_attn * (b_a * b_out_norm)
+    b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
+    add_sum(p_sums, 3, b_d_h * b_normed, DIM, BLOCK_D)
+    b_d += normed_backward(b_d_h * b_scale, b_normed, b_rstd, DIM, BLOCK_D)
+    tl.debug_barrier()
+    tl.store(p_d_out + o_x, b_d, mask=m_x)
     add_sum(p_sums, 2, b_d * b_a * b_out_norm, DIM, BLOCK_D)
     b_d *= b_gate_attn
     add_sum(p_sums, 12, b_d * b_a, DIM, BLOCK_D)
     b_d *= b_out_norm
-    b_d = b_rstd * (b_d - b_a * row_mean(b_d * b_a, DIM))
+    b_d = b_factor * (b_d - b_a * row_mean(b_d * b_a, DIM))
     add_sum(p_sums, 11, b_d, DIM, BLOCK_D)
     b_d_a = b_d.to(p_h.dtype.element_ty)
     tl.store(p_d_a + o_x, b_d_a, mask=m_d[None, :])
@@ -178,14 +185,17 @@ def heads_backward_kernel(
 
     Grid: (B * tiles,). HALVES: in each head of q and k the even columns come first.
     """
-    sample, is_context, o_row, o_stream, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
+    sample, is_context, _, o_stream, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
     HALF: tl.constexpr = HEAD_DIM // 2
     o_d, o_pair = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_D // 2)
     m_d = o_d < DIM
     m_x = m_row[:, None] & m_d[None, :]
     m_pair = m_row[:, None] & (o_pair < DIM // 2)[None, :]
-    o_first = sample * tiles * TILE * DIM + o_row[:, None] * DIM
+    o_first = (tl.arange(0, TILE) * DIM)[:, None]
     o_x = o_first + o_d[None, :]
+    first = (sample * tiles + tl.program_id(0) % tiles) * TILE * DIM
+    p_d_heads, p_d_residual, p_residual = p_d_heads + first, p_d_residual + first, p_residual + first
+    p_h, p_d_qkv = p_h + first, p_d_qkv + first
     p_sums += tl.program_id(0) * SUMS * DIM
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_weight, p_bias = tl.where(is_context, p_weight_c, p_weight_x), tl.where(is_context, p_bias_c, p_bias_x)
@@ -198,11 +208,10 @@ def heads_backward_kernel(
         o_even, SKIP = o_pair // HALF * HEAD_DIM + o_pair % HALF, HALF
     else:
         o_even, SKIP = o_pair * 2, 1
-    o_angle = (start + o_stream)[:, None] * HALF + (o_pair % HALF)[None, :]
-    m_angle = m_pair & (is_context == 0)
+    m_rotary = m_row & (is_context == 0)
 
     b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
+    b_normed, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
     tl.store(p_h + o_x, b_h, mask=m_d[None, :])
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
@@ -212,18 +221,17 @@ def heads_backward_kernel(
         if part == 2:
             b_d = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
         else:
-            p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
-            b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0).to(tl.float32)
-            b_cos = tl.load(p_cos + o_angle, mask=m_angle, other=1.0)
-            b_sin = tl.load(p_sin + o_angle, mask=m_angle, other=0.0)
-            b_d = tl.interleave(b_d_a * b_cos + b_d_b * b_sin, b_d_b * b_cos - b_d_a * b_sin)
-            if part == 0:
-                b_d *= SCALE
             b_y = tl.dot(b_h, tl.trans(b_weight), input_precision=PRECISION)
             b_y += load_vector(p_bias + part * DIM, DIM, BLOCK_D)
             b_factor = tl.rsqrt(row_mean(b_y * b_y, DIM) + RMS_EPS)
             b_y *= b_factor
+            p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
+            b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0).to(tl.float32)
+            b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0).to(tl.float32)
+            b_d_b, b_d_a = rotate(b_d_b, b_d_a, p_cos, p_sin, start + o_stream, m_rotary, HALF)  # back
+            b_d = tl.interleave(b_d_a, b_d_b)
+            if part == 0:
+                b_d *= SCALE
             add_sum(p_sums, 9 + part, b_d * b_y, DIM, BLOCK_D)
             b_d *= load_vector(p_qnorm if part == 0 else p_knorm, DIM, BLOCK_D)
             b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
@@ -232,6 +240,8 @@ def heads_backward_kernel(
         tl.store(p_d_qkv + part * qkv_part + o_x, b_d_y, mask=m_d[None, :])
         b_d_h = tl.dot(b_d_y, b_weight, b_d_h, input_precision=PRECISION)
 
+    b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     add_sum(p_sums, 0, b_d_h * b_normed, DIM, BLOCK_D)
     add_sum(p_sums, 1, b_d_h, DIM, BLOCK_D)
     b_d = tl.load(p_d_residual + o_x, mask=m_x, other=0.0)

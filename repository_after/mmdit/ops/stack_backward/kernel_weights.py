@@ -107,54 +107,50 @@ def mlp_weights_kernel(
 @triton.jit(do_not_specialize=["layer", "x_tiles", "tiles", "B", "x_splits", "splits"])
 def sum_parts_kernel(
     p_sums,  # (B, tiles, 14, D) fp32
-    p_parts,  # (splits, SIZE) fp32, or None: no weight's gradient is wanted
+    p_parts,  # (splits, SIZE) fp32
     p_d_modulation,  # (B, N, M, 6, D) fp32, written for this layer
-    p_d_weights,  # (M, SIZE + 8 D), written, or None
+    p_d_weights,  # (M, SIZE + 8 D), written
     size,
     layer, x_tiles, tiles, B, x_splits, splits,
     LAYERS: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; with
-    p_parts, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK) for the matrices, over splits.
+    """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; then,
+    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK) for the matrices, over splits.
     """
     program = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < DIM
     if program < B * STREAMS:
         sample, stream = (program // STREAMS).to(tl.int64), program % STREAMS
-        p_sums += (sample * tiles + stream * x_tiles) * SUMS * DIM
+        p_tile = p_sums + (sample * tiles + stream * x_tiles) * SUMS * DIM
         o_slot = tl.arange(0, 8)
         m_slot = (o_slot < 6)[:, None] & m_d[None, :]
         o_sum = o_slot[:, None] * DIM + o_d[None, :]
-        b_sum = tl.zeros((8, BLOCK_D), tl.float32)
-        for tile in range(tl.where(stream == 1, tiles - x_tiles, x_tiles)):
-            b_sum += tl.load(p_sums + tile * SUMS * DIM + o_sum, mask=m_slot, other=0.0)
-        p_d_modulation += ((sample * LAYERS + layer) * STREAMS + stream) * 6 * DIM
-        tl.store(p_d_modulation + o_sum, b_sum, mask=m_slot)
+        b_six = tl.zeros((8, BLOCK_D), tl.float32)
+        for _ in range(tl.where(stream == 1, tiles - x_tiles, x_tiles)):
+            b_six += tl.load(p_tile + o_sum, mask=m_slot, other=0.0)
+            p_tile += SUMS * DIM
+        p_to = p_d_modulation + ((sample * LAYERS + layer) * STREAMS + stream) * 6 * DIM
+        tl.store(p_to + o_sum, b_six, mask=m_slot)
     elif program < (B + 8) * STREAMS:
-        program -= B * STREAMS
-        stream, slot = program // 8, program % 8
+        stream, slot = (program - B * STREAMS) // 8, (program - B * STREAMS) % 8
         own = tl.where(stream == 1, tiles - x_tiles, x_tiles)
-        o_tile = tl.arange(0, 32)
-        b_sums = tl.zeros((32, BLOCK_D), tl.float32)
+        b_rows = tl.zeros((32, BLOCK_D), tl.float32)
         for start in range(0, B * own, 32):
-            o = start + o_tile
-            o_sum = ((o // own * tiles + stream * x_tiles + o % own) * SUMS + 6 + slot).to(tl.int64) * DIM
-            m_sum = (o < B * own)[:, None] & m_d[None, :]
-            b_sums += tl.load(p_sums + o_sum[:, None] + o_d[None, :], mask=m_sum, other=0.0)
-        b_sum = tl.sum(b_sums, 0)
-        p_d_weights += stream * (size + 8 * DIM) + size + slot * DIM
-        tl.store(p_d_weights + o_d, b_sum.to(p_d_weights.dtype.element_ty), mask=m_d)
+            o = start + tl.arange(0, 32)
+            o_vector = ((o // own * tiles + stream * x_tiles + o % own) * SUMS + 6 + slot).to(tl.int64) * DIM
+            m_vector = (o < B * own)[:, None] & m_d[None, :]
+            b_rows += tl.load(p_sums + o_vector[:, None] + o_d[None, :], mask=m_vector, other=0.0)
+        p_vector = p_d_weights + stream * (size + 8 * DIM) + size + slot * DIM
+        tl.store(p_vector + o_d, tl.sum(b_rows, 0).to(p_d_weights.dtype.element_ty), mask=m_d)
     else:
-        program -= (B + 8) * STREAMS
-        blocks = tl.cdiv(size, BLOCK)
-        stream = program // blocks
-        o = program % blocks * BLOCK + tl.arange(0, BLOCK)
+        block = program - (B + 8) * STREAMS
+        stream = block // tl.cdiv(size, BLOCK)
+        o = block % tl.cdiv(size, BLOCK) * BLOCK + tl.arange(0, BLOCK)
         m = o < size
+        p_part = p_parts + tl.where(stream == 1, x_splits, 0).to(tl.int64) * size
         b_sum = tl.zeros((BLOCK,), tl.float32)
-        p_parts += tl.where(stream == 1, x_splits, 0).to(tl.int64) * size
         for _ in range(tl.where(stream == 1, splits - x_splits, x_splits)):
-            b_sum += tl.load(p_parts + o, mask=m, other=0.0)
-            p_parts += size
-        p_d_weights += stream * (size + 8 * DIM)
-        tl.store(p_d_weights + o, b_sum.to(p_d_weights.dtype.element_ty), mask=m)
+            b_sum += tl.load(p_part + o, mask=m, other=0.0)
+            p_part += size
+        tl.store(p_d_weights + stream * (size + 8 * DIM) + o, b_sum.to(p_d_weights.dtype.element_ty), mask=m)

@@ -173,7 +173,10 @@ class RowBackward:
         launch(
             kernel_weights.sum_parts_kernel,
             self.streams * (self.batch + vectors_and_matrices),
-            tensors=(gradients.sums, gradients.parts if wanted else None, gradients.modulation, flat),
+            tensors=(
+                *(gradients.sums, gradients.parts if wanted else gradients.sums, gradients.modulation),
+                flat if wanted else gradients.sums,
+            ),
             strides=(self.size,),
             lengths=(index, self.x_tiles, self.tiles, self.batch, self.x_splits, self.splits),
             constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block),
