@@ -63,6 +63,19 @@ def silu(b_x, APPROXIMATE: tl.constexpr):
 
 
 @triton.jit
+def dropout_factor(p_seed, o_row, P: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """0 with probability P, else 1 / (1 - P): (T, BLOCK_D) fp32, for rows o_row (T,) of all the rows of a call.
+
+    Column 4 j + i of a row has word i of Philox 4x32-10 (Salmon et al., 2011) at the counter row * DIM / 4 + j.
+    """
+    T: tl.constexpr = o_row.shape[0]
+    o = o_row[:, None] * (DIM // 4) + tl.arange(0, BLOCK_D // 4)[None, :]
+    b_0, b_1, b_2, b_3 = tl.randint4x(tl.load(p_seed), o)
+    b_bits = tl.reshape(tl.join(tl.join(b_0, b_2), tl.join(b_1, b_3)), (T, BLOCK_D))
+    return tl.where(b_bits.to(tl.uint32, bitcast=True) >= int(P * 4294967296.0), 1.0 / (1.0 - P), 0.0)
+
+
+@triton.jit
 def columns(part, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Two halves (D / 2,) of the D columns: the even and the odd ones of q and k (parts 0 and 1), so that rotating a
     pair needs no shuffle; the first and the second half of v (part 2).

@@ -50,6 +50,11 @@ def row_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
     return RowTiles(tile=64, qkv_parts=parts, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)
 
 
+def training_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
+    """row_tiles with an MLP in one piece, as its backward takes it."""
+    return row_tiles(max(rows, LATENCY_ROWS + 1), dim, forward, x)
+
+
 def hopper_obstacle(dim: int, forward: int, x: Tensor) -> Optional[str]:
     """What keeps the Hopper kernel from these sizes on x's device, or None."""
     import triton
