@@ -14,8 +14,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_rows.kernel_parts import (
     dropout_factor,
+    load_angles,
+    load_halves,
     load_projection,
-    load_turn,
     load_vector,
     load_weight,
     locate,
@@ -65,10 +66,8 @@ def qkv_kernel(
     m_rotary = m_row & (is_context == 0)
     if PARTS == 3:
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
-        b_norm_a, b_norm_b, b_cos, b_sin = load_turn(
-            tl.where(part == 0, p_qnorm, p_knorm), p_cos, p_sin, part, start + o_stream, m_rotary,
-            HEAD_DIM // 2, DIM, BLOCK_D,
-        )  # fmt: skip
+        b_norm_a, b_norm_b = load_halves(tl.where(part == 0, p_qnorm, p_knorm), part, DIM, BLOCK_D)
+        b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HEAD_DIM // 2)
     o_x = o_row[:, None] * DIM + o_d[None, :] + sample * rows * DIM
     if FIRST:
         p_from = tl.where(is_context, p_c + sample * c_batch, p_x + sample * x_batch)
@@ -114,11 +113,10 @@ def project_all(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q, k and v of rows h (T, BLOCK_D), one after the other."""
+    b_cos, b_sin = load_angles(p_cos, p_sin, o_position, m_rotary, HEAD_DIM // 2)
     for part in tl.static_range(3):
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
-        b_norm_a, b_norm_b, b_cos, b_sin = load_turn(
-            p_qnorm if part == 0 else p_knorm, p_cos, p_sin, part, o_position, m_rotary, HEAD_DIM // 2, DIM, BLOCK_D
-        )
+        b_norm_a, b_norm_b = load_halves(p_qnorm if part == 0 else p_knorm, part, DIM, BLOCK_D)
         project(
             b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin,
             p_qkv + part * qkv_part, o_row, m_row,
