@@ -11,7 +11,8 @@ from mmdit.block import MMDiTBlock
 from mmdit.config import MMDiTConfig
 from mmdit.inference.graph import GraphedForward
 from mmdit.inference.stack import layers_problem, run_fused
-from mmdit.validation import check_positive_int
+from mmdit.training.passes import RECOMPUTE
+from mmdit.validation import check_choice, check_positive_int
 
 
 class MMDiT(nn.Module):
@@ -20,12 +21,16 @@ class MMDiT(nn.Module):
     Args:
         config: sizes and switches of the blocks, see MMDiTConfig.
 
+    recompute: what a fused backward computes again instead of keeping it from the forward, to be set at any time:
+        "none", the least time; "selective", queries, keys and values; "full", all but each layer's input.
+
     Raises ConfigError where these do not fit; forward raises the package's errors for inputs that do not.
     """
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = "none"
         block = asdict(config)
         num_layers = block.pop("num_layers")
         check_positive_int("num_layers", num_layers)
@@ -43,10 +48,11 @@ class MMDiT(nn.Module):
         attend; start_pos None, an int or (B,): the position of x[:, 0].
         """
         if not torch.jit.is_scripting():
+            check_choice("recompute", self.recompute, RECOMPUTE)
             problem = layers_problem(self.layers, MMDiTBlock)
             if problem is None:
                 self.layers[0].check_inputs(x, y, attn_mask, context, start_pos)
-            outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos, problem)
+            outputs = run_fused(list(self.layers), x, y, context, attn_mask, start_pos, problem, self.recompute)
             if outputs is not None:
                 return AttentionOutput(*outputs)
         for layer in self.layers:

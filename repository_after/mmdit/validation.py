@@ -34,6 +34,12 @@ def check_probability(argument: str, value: float) -> None:
         raise ConfigError(argument, "a probability of at least 0 and below 1", repr(value))
 
 
+def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless value is one of choices."""
+    if value not in choices:
+        raise ConfigError(argument, f"one of {choices}", repr(value))
+
+
 def check_heads(dim: int, num_head: int, names: tuple[str, str]) -> None:
     """Raise ConfigError unless dim splits into num_head heads of even size; names are the two arguments'."""
     check_positive_int(names[0], dim)

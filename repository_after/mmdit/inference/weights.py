@@ -3,14 +3,16 @@
 D model dim, F feed-forward.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmdit.attention import RMS_EPS, RMSNormSelfAttention, RMSNormSelfCrossAttention
 from mmdit.norm import RMSNorm
+from mmdit.ops.modulation.op import modulation
 from mmdit.rotary import RotaryEmbedding
 
 
@@ -103,9 +105,9 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
-def drops(block: nn.Module) -> bool:
-    """Whether a dropout of a block that block_weights has taken is on."""
-    return bool([1 for dropout in _sources[block].dropouts if dropout.training and dropout.p > 0])
+def drop_rates(block: nn.Module) -> Set[float]:
+    """With which probabilities the dropouts of a block that block_weights has taken now drop."""
+    return {dropout.p if dropout.training else 0.0 for dropout in _sources[block].dropouts}
 
 
 def attention_of(block: nn.Module) -> nn.Module:
@@ -202,3 +204,15 @@ def same_kind(x: Tensor, weights: Sequence[BlockWeights]) -> bool:
         ]:
             return False
     return True
+
+
+def stack_modulation(conditioned: bool, weights: Sequence[BlockWeights], streams: int, y: Optional[Tensor]) -> Tensor:
+    """Scale, shift and gate of attention and MLP: (B or 1, layers, streams, 6, D) fp32 or wider."""
+    if conditioned:
+        matrices = [m for w in weights for m in w.condition[: 2 * streams : 2]]
+        biases = [b for w in weights for b in w.condition[1 : 2 * streams : 2]]
+        chunks = modulation(y.view(len(y), -1), matrices, biases)
+        return chunks.unflatten(2, (6, -1)).unflatten(1, (len(weights), streams))
+    wide = torch.stack([t for w in weights for t in w.condition]).float().unflatten(0, (-1, 2, 2))  # layer, norm, pair
+    scale, shift = wide[:, :, 0] - 1.0, wide[:, :, 1]
+    return torch.stack((scale, shift, torch.ones_like(scale)), dim=2).flatten(1, 2)[None, :, None].contiguous()

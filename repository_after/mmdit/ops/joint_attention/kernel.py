@@ -16,10 +16,10 @@ def _attend(
     EVEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Sums over all keys of exp2(SCALE q k^T - m) v (BLOCK_Q, BLOCK_D) and of exp2(SCALE q k^T - m) (BLOCK_Q,).
+    """Sums over all keys of exp2(SCALE q k^T - m) v (BLOCK_Q, BLOCK_D) and of exp2(SCALE q k^T - m) (BLOCK_Q,), and m.
 
-    m is the running maximum if SAFE, else 0. Padding is zeros: unless it is masked away, each such key adds 1 to the
-    second sum, and that is taken off again.
+    m (BLOCK_Q,) is the running maximum if SAFE, else 0. Padding is zeros: unless it is masked away, each such key adds
+    1 to the second sum, and that is taken off again.
     """
     o_d = tl.arange(0, BLOCK_D)
     b_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -56,7 +56,7 @@ def _attend(
         b_out = tl.dot(b_weights.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
     if not MASKED and not SAFE:
         b_sum -= tl.cdiv(R, BLOCK_K) * BLOCK_K - L - C
-    return b_out, b_sum
+    return b_out, b_sum, b_max if SAFE else tl.zeros((BLOCK_Q,), tl.float32)
 
 
 @triton.jit(do_not_specialize=["L", "C", "x_rows", "R"])
@@ -66,6 +66,7 @@ def joint_attention_kernel(
     p_v,  # (B, H, R, Dh), likewise
     p_bits,  # (B, R, cdiv(R, 32)) int32 as pack_mask_kernel makes them, or None
     p_out,  # (B, R, H, Dh), contiguous
+    p_lse,  # (B, H, R) fp32, contiguous, or None
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     L, C, x_rows, R,
     H: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr, LARGEST: tl.constexpr, PRECISION: tl.constexpr,
@@ -74,8 +75,9 @@ def joint_attention_kernel(
 ):  # fmt: skip
     """out = softmax(q k^T / sqrt(Dh)) v under the joint mask; SCALE is log2(e) / sqrt(Dh), or 1 where q has that in it.
 
-    Grid: (B * H * cdiv(R, BLOCK_Q),), a tile of queries each. Saves nothing for backward. EVEN: BLOCK_K divides R, and
-    BLOCK_D is Dh.
+    lse = log2(sum of exp2(SCALE q k^T)), for backward; infinite where there is nothing to attend to.
+
+    Grid: (B * H * cdiv(R, BLOCK_Q),), a tile of queries each. EVEN: BLOCK_K divides R, and BLOCK_D is Dh.
 
     The softmax is first summed without a running maximum. Where any row's sum then lies outside [1, LARGEST], or a
     weighted value is not finite, the tile is done again with one.
@@ -95,16 +97,19 @@ def joint_attention_kernel(
     p_v += batch * v_batch + head * v_head
     if MASKED:
         p_bits += (batch * R + o_q) * tl.cdiv(R, 32)
-    b_out, b_sum = _attend(
+    b_out, b_sum, b_max = _attend(
         b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
         SCALE, HEAD_DIM, MASKED, False, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
     )  # fmt: skip
     m_good = (b_sum >= 1.0) & (b_sum <= LARGEST) & (tl.max(tl.abs(b_out), 1) < float("inf"))
     if tl.min(m_good.to(tl.int32), 0) == 0:
-        b_out, b_sum = _attend(
+        b_out, b_sum, b_max = _attend(
             b_q, p_k, p_v, p_bits, o_q, k_row, v_row, L, C, x_rows, R,
             SCALE, HEAD_DIM, MASKED, True, EVEN, PRECISION, BLOCK_Q, BLOCK_K, BLOCK_D, STAGES,
         )  # fmt: skip
+    if p_lse is not None:
+        b_lse = tl.where(b_sum == 0.0, float("inf"), b_max + tl.log2(b_sum))
+        tl.store(p_lse + (batch * H + head) * R + o_q, b_lse, mask=o_q < R)
     b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]  # nothing to attend to: 0
     o_out = ((batch * R + o_q[:, None]) * H + head) * HEAD_DIM + o_d[None, :]
     tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_q)

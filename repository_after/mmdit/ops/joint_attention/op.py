@@ -66,6 +66,7 @@ def attend(
     layout: Tuple[int, int, int, int],
     scale: float,
     chained: bool = False,
+    lse: Optional[Tensor] = None,
 ) -> None:
     """Write softmax2(scale q k^T) v to out (B, R, H Dh), in powers of 2.
 
@@ -74,18 +75,18 @@ def attend(
         bits: as pack_mask makes them, or None.
         layout: rows of x, of the context, where the context begins, and R: between lie rows of padding.
         chained: begin while the kernel before still runs; needs can_chain.
+        lse: (B, H, R) fp32, written for attend_backward: log2(sum of 2^(scale q k^T)), infinite where nothing is seen.
     """
     from mmdit.ops.joint_attention.kernel import joint_attention_kernel
 
     batch, heads, rows, dim_head = query.shape
-    # three TF32 products in place of one: vanilla takes attention's in IEEE here
-    precision = "ieee" if product_precision() == "ieee" else "tf32x3"
+    precision = attention_precision()
     sizes = (batch * heads, rows, dim_head, query.dtype)
     tiles = attention_tiles(table_key(query), *sizes, bits is not None, precision)
     launch(
         joint_attention_kernel,
         batch * heads * -(-rows // tiles.queries),
-        tensors=(query, key, value, bits, out),
+        tensors=(query, key, value, bits, out, lse),
         strides=(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
         lengths=layout,
         constants=(
@@ -96,6 +97,11 @@ def attend(
         warps=tiles.warps,
         **({"launch_pdl": True} if chained else {}),
     )
+
+
+def attention_precision() -> str:
+    """How the kernels take fp32 products: where TF32 is allowed by three of them, as vanilla takes IEEE's there."""
+    return "ieee" if product_precision() == "ieee" else "tf32x3"
 
 
 def pack_mask(attn_mask: Tensor, context_length: int, x_rows: int, rows: int) -> Tensor:

@@ -6,7 +6,7 @@ tells.
 """
 
 from functools import lru_cache
-from typing import Dict, NamedTuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -60,3 +60,33 @@ def attention_tiles(
         size = "some" if sequences * length < 1 << 17 and not masked else "many"
     tiles = TILES[key][size]
     return tiles._replace(block=block, keys=32 if masked else tiles.keys)
+
+
+# Of the backward kernels: "whole" has all keys of a head in one tile, keys a power of 2 (here the most); the others are
+# of pairs, the kernel for d_k and d_v and the one for d_q.
+BACKWARD_SM_90 = {
+    "whole": Tiles(queries=32, keys=256, warps=4, stages=1),
+    "whole-masked": Tiles(queries=16, keys=256, warps=8, stages=1),
+    "keys": Tiles(queries=32, keys=64, warps=4, stages=2),
+    "queries": Tiles(queries=64, keys=32, warps=4, stages=2),
+    "keys-fp32": Tiles(queries=32, keys=32, warps=4, stages=1),
+    "queries-fp32": Tiles(queries=32, keys=32, warps=4, stages=1),
+}
+BACKWARD_TILES: Dict[str, Dict[str, Tiles]] = {
+    "sm_80": BACKWARD_SM_90,
+    "sm_90": BACKWARD_SM_90,
+    "sm_100": BACKWARD_SM_90,
+}
+
+
+@lru_cache(maxsize=1024)
+def attention_backward_tiles(
+    key: str, rows: int, dim_head: int, dtype: torch.dtype, masked: bool
+) -> Tuple[Tiles, Optional[Tiles]]:
+    """key: of BACKWARD_TILES. Tiles of the kernel for d_k and d_v, and of that for d_q; None: the first does both."""
+    table, block = BACKWARD_TILES[key], max(16, 1 << (dim_head - 1).bit_length())
+    whole = table["whole-masked" if masked else "whole"]._replace(block=block)
+    if dtype != torch.float32 and block == 16 and rows <= whole.keys:
+        return whole._replace(keys=max(32, 1 << (rows - 1).bit_length())), None
+    suffix = "-fp32" if dtype == torch.float32 else ""
+    return tuple(table[name + suffix]._replace(block=block) for name in ("keys", "queries"))

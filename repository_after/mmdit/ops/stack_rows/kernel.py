@@ -13,11 +13,14 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_rows.kernel_parts import (
+    dropout_factor,
     load_projection,
+    load_turn,
     load_vector,
     load_weight,
     locate,
     modulated_norm,
+    norm,
     project,
     row_mean,
     silu,
@@ -35,7 +38,7 @@ def qkv_kernel(
     p_down_x, p_down_c,  # (D,): the bias of the MLP's second half in the layer before
     p_cos, p_sin,  # (positions, Dh / 2) fp32
     p_start,  # (B,) int or None
-    p_residual,  # (B, R, D) fp32, written
+    p_residual,  # (B, R, D) fp32, written; or None
     p_qkv,  # (3, B, R, D), written
     x_batch, x_row, c_batch, c_row, modulation_batch, qkv_part, slice_stride,
     row, start, L, C, x_tiles, tiles,
@@ -57,36 +60,44 @@ def qkv_kernel(
     p_qnorm, p_knorm = tl.where(is_context, p_qnorm_c, p_qnorm_x), tl.where(is_context, p_knorm_c, p_knorm_x)
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     part = tl.program_id(0) % PARTS
-    if PARTS == 3:
-        b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
-    o_x = o_row[:, None] * DIM + o_d[None, :] + sample * rows * DIM
-    if FIRST:
-        p_from = tl.where(is_context, p_c + sample * c_batch, p_x + sample * x_batch)
-        b_x = tl.load(
-            p_from + o_stream[:, None] * tl.where(is_context, c_row, x_row) + o_d[None, :], mask=m_x, other=0.0
-        )
-        b_x = b_x.to(tl.float32)
-    else:
-        b_x = tl.load(p_x + o_x, mask=m_x, other=0.0)
-        b_branch = load_vector(tl.where(is_context, p_down_c, p_down_x), DIM, BLOCK_D)
-        for index in tl.static_range(SLICES):
-            b_branch += tl.load(p_c + index * slice_stride + o_x, mask=m_x, other=0.0)
-        b_x += load_vector(p_modulation - (STREAMS * 6 - 5) * DIM, DIM, BLOCK_D) * b_branch
-    if part == 0:
-        tl.store(p_residual + o_x, b_x, mask=m_x)
-    b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
-    b_h = modulated_norm(b_x, b_scale, b_shift, NORM_EPS, DIM, BLOCK_D).to(p_qkv.dtype.element_ty)
     if p_start is not None:
         start += tl.load(p_start + sample).to(tl.int32)
     m_rotary = m_row & (is_context == 0)
+    if PARTS == 3:
+        b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
+        b_norm_a, b_norm_b, b_cos, b_sin = load_turn(
+            tl.where(part == 0, p_qnorm, p_knorm), p_cos, p_sin, part, start + o_stream, m_rotary,
+            HEAD_DIM // 2, DIM, BLOCK_D,
+        )  # fmt: skip
+    o_x = o_row[:, None] * DIM + o_d[None, :] + sample * rows * DIM
+    if FIRST:
+        p_from = tl.where(is_context, p_c + sample * c_batch, p_x + sample * x_batch)
+        p_from += o_stream[:, None] * tl.where(is_context, c_row, x_row)
+        b_x = tl.load(p_from + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
+        b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
+    else:
+        b_branch = load_vector(tl.where(is_context, p_down_c, p_down_x), DIM, BLOCK_D)
+        b_gate = load_vector(p_modulation - (STREAMS * 6 - 5) * DIM, DIM, BLOCK_D)
+        b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    if FIRST:
+        b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
+    else:
+        b_x = tl.load(p_x + o_x, mask=m_x, other=0.0)
+        for index in tl.static_range(SLICES):
+            b_branch += tl.load(p_c + index * slice_stride + o_x, mask=m_x, other=0.0)
+        b_x += b_gate * b_branch
+        b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
+    if part == 0 and p_residual is not None:
+        tl.store(p_residual + o_x, b_x, mask=m_x)
+    b_h = (b_h * (1.0 + b_scale) + b_shift).to(p_qkv.dtype.element_ty)
     p_qkv += sample * rows * DIM
     if PARTS == 3:
         project(
-            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, tl.where(part == 0, p_qnorm, p_knorm), p_cos, p_sin,
-            p_qkv + part * qkv_part, o_row, start + o_stream, m_row, m_rotary,
+            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin,
+            p_qkv + part * qkv_part, o_row, m_row,
             SCALE, RMS_EPS, DIM, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     else:
@@ -105,9 +116,12 @@ def project_all(
     """q, k and v of rows h (T, BLOCK_D), one after the other."""
     for part in tl.static_range(3):
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
+        b_norm_a, b_norm_b, b_cos, b_sin = load_turn(
+            p_qnorm if part == 0 else p_knorm, p_cos, p_sin, part, o_position, m_rotary, HEAD_DIM // 2, DIM, BLOCK_D
+        )
         project(
-            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, p_qnorm if part == 0 else p_knorm, p_cos, p_sin,
-            p_qkv + part * qkv_part, o_row, o_position, m_row, m_rotary,
+            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin,
+            p_qkv + part * qkv_part, o_row, m_row,
             SCALE, EPS, DIM, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
 
@@ -115,7 +129,7 @@ def project_all(
 @triton.jit(do_not_specialize=["row", "start", "L", "C", "x_tiles", "tiles"])
 def rows_kernel(
     p_o,  # (B, R, D): attention, heads joined
-    p_residual,  # (B, R, D) fp32: x before attention; written where the MLP is not sliced
+    p_residual,  # (B, R, D) fp32: x before attention
     p_modulation,
     p_out_x, p_out_c, p_out_bias_x, p_out_bias_c, p_out_norm_x, p_out_norm_c,  # (D, D), (D,), (D,)
     p_up_x, p_up_c, p_up_bias_x, p_up_bias_c,  # (F, D), (F,)
@@ -123,7 +137,8 @@ def rows_kernel(
     p_weight_x, p_weight_c, p_bias_x, p_bias_c,  # of the next layer, as in qkv_kernel; None for LAST or sliced
     p_qnorm_x, p_qnorm_c, p_knorm_x, p_knorm_c,
     p_cos, p_sin, p_start,
-    p_mid,  # SLICES > 1: (B, R, D) fp32, written; LAST: x_out (B, L, D), written
+    p_seed,  # (1,) int64, or None for no dropout; SLICES is 1
+    p_mid,  # (B, R, D) fp32, written: mid, or the residual after the layer; LAST: x_out (B, L, D), written
     p_partial,  # SLICES > 1: (SLICES, B, R, D) fp32, written; LAST: context_out (B, C, D), written
     p_qkv,  # (3, B, R, D), written where the MLP is not sliced, and not for LAST
     modulation_batch, qkv_part, slice_stride,
@@ -131,12 +146,12 @@ def rows_kernel(
     SLICES: tl.constexpr, LAST: tl.constexpr, STREAMS: tl.constexpr, TILE: tl.constexpr,
     SCALE: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr, APPROXIMATE: tl.constexpr,
     DIM: tl.constexpr, HEAD_DIM: tl.constexpr, FORWARD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """mid = residual + gate_attn rms(o Wo^T + bo) norm; m = silu(h W1^T + b1) W2^T for
     h = LayerNorm(mid) (1 + scale_mlp) + shift_mlp, each slice of the F features by a program of its own, which writes
-    its partial sum. Where there is but one slice, it goes on: residual = mid + gate_mlp (m + b2), which LAST writes
-    out, and of which the others take the next layer's q, k and v as qkv_kernel does.
+    its partial sum. Where there is but one slice, it goes on: residual = mid + gate_mlp (m + b2), of m + b2 the share P
+    dropped, which LAST writes out, and of which the others take the next layer's q, k and v as qkv_kernel does.
 
     Grid: (B * tiles * SLICES,). Saves nothing for backward.
     """
@@ -187,11 +202,13 @@ def rows_kernel(
         tl.store(p_partial + part * slice_stride + o_x, b_m, mask=m_x)
     else:
         b_m += load_vector(tl.where(is_context, p_down_bias_c, p_down_bias_x), DIM, BLOCK_D)
+        if p_seed is not None:
+            b_m *= dropout_factor(p_seed, (sample * rows + o_row).to(tl.int32), P, DIM, BLOCK_D)
         b_x += load_vector(p_modulation + 5 * DIM, DIM, BLOCK_D) * b_m
         if LAST:
             store_output(p_mid, p_partial, b_x, sample, is_context, o_stream, m_row, L, C, DIM, BLOCK_D)
         else:
-            tl.store(p_residual + o_x, b_x, mask=m_x)
+            tl.store(p_mid + o_x, b_x, mask=m_x)
             p_modulation += STREAMS * 6 * DIM
             b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
             b_h = modulated_norm(b_x, b_scale, b_shift, NORM_EPS, DIM, BLOCK_D).to(b_o.dtype)

@@ -29,6 +29,7 @@ class Buffers(NamedTuple):
     joined: Tensor  # (B, R, D): attention
     mid: Tensor  # (B, R, D) fp32, or x_out (B, L, D) where the MLP is not sliced
     partial: Tensor  # (slices, B, R, D) fp32, or context_out (B, C, D)
+    following: Tensor  # (B, R, D) fp32: the residual after a layer whose MLP is not sliced; may be residual
 
 
 def run_tiles(
@@ -51,17 +52,16 @@ def run_tiles(
     context_length = 0 if context is None else context.shape[1]
     streams = modulation.shape[2]
     plan = plan or row_tiles(batch * (length + context_length), dim, layers[0].x.up_weight.shape[0], x)
-    if plan.hopper and [1 for weights in layers for t in _pairs(weights, MATRICES) if t.data_ptr() % 16]:
+    if plan.hopper and [1 for weights in layers for t in pairs(weights, MATRICES) if t.data_ptr() % 16]:
         plan = plan._replace(hopper=False)  # TMA takes no such address
-    x_rows = -(-length // PADDING) * PADDING
-    rows = x_rows + -(-context_length // PADDING) * PADDING
-    layout = (length, context_length, x_rows, rows)
+    layout = padded_layout(length, context_length)
+    _, _, x_rows, rows = layout
     x_out = x.new_empty(batch, length, dim)
     context_out = x_out if context is None else context.new_empty(batch, context_length, dim)
     buffers = _allocate(x, rows, plan.slices, x_out, context_out)
     query, key, value = buffers.heads.view(3, batch, rows, heads, -1).transpose(2, 3)
     bits = None if attn_mask is None else pack_mask(attn_mask, context_length, x_rows, rows)
-    run = _Run(
+    run = RowRun(
         plan,
         buffers,
         modulation,
@@ -84,17 +84,24 @@ def run_tiles(
     return x_out, None if context is None else context_out
 
 
+def padded_layout(length: int, context_length: int) -> Tuple[int, int, int, int]:
+    """Rows of x, of the context, where the context begins, and R."""
+    x_rows = -(-length // PADDING) * PADDING
+    return length, context_length, x_rows, x_rows + -(-context_length // PADDING) * PADDING
+
+
 def _allocate(x: Tensor, rows: int, slices: int, x_out: Tensor, context_out: Tensor) -> Buffers:
     batch, _, dim = x.shape
     shape = (batch, rows, dim)
     heads, joined = x.new_empty(3, *shape), x.new_empty(shape)
     if slices == 1:
-        return Buffers(torch.empty(shape, device=x.device), heads, joined, x_out, context_out)
+        residual = torch.empty(shape, device=x.device)
+        return Buffers(residual, heads, joined, x_out, context_out, residual)
     wide = torch.empty(slices + 2, *shape, device=x.device)
-    return Buffers(wide[0], heads, joined, wide[1], wide[2:])
+    return Buffers(wide[0], heads, joined, wide[1], wide[2:], wide[0])
 
 
-def _pairs(weights: Optional[LayerWeights], names: Sequence[str]) -> List[Optional[Tensor]]:
+def pairs(weights: Optional[LayerWeights], names: Sequence[str]) -> List[Optional[Tensor]]:
     """For each name x's weight, then the context's (x's again without one)."""
     if weights is None:
         return [None] * (2 * len(names))
@@ -102,8 +109,11 @@ def _pairs(weights: Optional[LayerWeights], names: Sequence[str]) -> List[Option
     return [getattr(stream, name) for name in names for stream in (weights.x, other)]
 
 
-class _Run:
-    """One call's launches of the row kernels."""
+class RowRun:
+    """One call's launches of the row kernels. `buffers` may be others at each layer.
+
+    seeds: a seed (1,) int64 for each layer, whose MLP drops the share p; None for no dropout.
+    """
 
     def __init__(
         self,
@@ -117,17 +127,19 @@ class _Run:
         cos: Tensor,
         sin: Tensor,
         start_pos: Optional[Union[int, Tensor]],
+        seeds: Optional[Sequence[Tensor]] = None,
+        p: float = 0.0,
     ) -> None:
         length, context_length, x_rows, rows = layout
         x = inputs[0]
         self.batch, _, self.dim = x.shape
         self.plan, self.buffers, self.modulation, self.inputs = plan, buffers, modulation, inputs
-        self.streams, self.cos, self.sin = streams, cos, sin
+        self.streams, self.cos, self.sin, self.seeds, self.p = streams, cos, sin, seeds, p
         self.tiles = rows // plan.tile
         self.lengths = (length, context_length, x_rows // plan.tile, self.tiles)
         self.start, self.starts = (0, start_pos) if isinstance(start_pos, Tensor) else (start_pos or 0, None)
         self.modulation_batch = modulation.stride(0) if modulation.shape[0] > 1 else 0
-        self.slice_stride = buffers.residual.numel()
+        self.slice_stride = buffers.joined.numel()
         self.head_dim = self.dim // heads
         self.block = max(16, 1 << (self.dim - 1).bit_length())
         self.precision = product_precision()
@@ -135,16 +147,24 @@ class _Run:
         self.chained = can_chain(x)
         self.options: Dict[str, Any] = {"launch_pdl": True} if self.chained else {}
 
-    def project(self, index: int, weights: LayerWeights, before: LayerWeights) -> None:
-        """Query, key and value of a layer, from the inputs or from what the layer before left."""
-        plan, buffers, first = self.plan, self.buffers, index == 0
-        source = self.inputs if first else (buffers.mid, buffers.partial)
+    def project(
+        self,
+        index: int,
+        weights: LayerWeights,
+        before: LayerWeights,
+        residual: Optional[Tuple[Tensor, Tensor]] = None,
+    ) -> None:
+        """Query, key and value of a layer, from the inputs or from what the layer before left, which the buffers keep;
+        or from its residual (B, L, D) and (B, C, D).
+        """
+        plan, buffers, first = self.plan, self.buffers, index == 0 or residual is not None
+        source = residual or (self.inputs if first else (buffers.mid, buffers.partial))
         launch(
             self._kernels().qkv_kernel,
             self.batch * self.tiles * plan.qkv_parts,
             tensors=(
-                *(*source, self.modulation, *_pairs(weights, HEAD_FIELDS), *_pairs(before, ("down_bias",))),
-                *(self.cos, self.sin, self.starts, buffers.residual, buffers.heads),
+                *(*source, self.modulation, *pairs(weights, HEAD_FIELDS), *pairs(before, ("down_bias",))),
+                *(self.cos, self.sin, self.starts, None if residual else buffers.residual, buffers.heads),
             ),
             strides=(
                 *(*source[0].stride()[:2], *source[1].stride()[:2]),
@@ -162,7 +182,7 @@ class _Run:
     def update(self, index: int, weights: LayerWeights, following: Optional[LayerWeights]) -> None:
         """All of a layer that comes after its attention; without slices also the next layer's query, key and value."""
         plan, buffers, last = self.plan, self.buffers, following is None
-        if plan.hopper:
+        if plan.hopper and self.seeds is None:
             return self._update_hopper(index, weights, following)
         ahead = following if plan.slices == 1 else None
         tables = (None, None, None) if ahead is None else (self.cos, self.sin, self.starts)
@@ -170,9 +190,10 @@ class _Run:
             self._kernels().rows_kernel,
             self.batch * self.tiles * plan.slices,
             tensors=(
-                *(buffers.joined, buffers.residual, self.modulation, *_pairs(weights, BLOCK_FIELDS[:3])),
-                *(*_pairs(weights, BLOCK_FIELDS[3:]), *_pairs(ahead, HEAD_FIELDS), *tables),
-                *((buffers.mid, buffers.partial) if ahead is None else (None, None)),
+                *(buffers.joined, buffers.residual, self.modulation, *pairs(weights, BLOCK_FIELDS[:3])),
+                *(*pairs(weights, BLOCK_FIELDS[3:]), *pairs(ahead, HEAD_FIELDS), *tables),
+                None if self.seeds is None else self.seeds[index],
+                *((buffers.mid, buffers.partial) if ahead is None else (buffers.following, None)),
                 None if ahead is None else buffers.heads,
             ),
             strides=(self.modulation_batch, buffers.heads.stride(0), self.slice_stride),
@@ -180,7 +201,7 @@ class _Run:
             constants=(
                 *(plan.slices, last, self.streams, plan.tile, self._scale(), NORM_EPS, RMS_EPS, self.approximate),
                 *(self.dim, self.head_dim, weights.x.up_weight.shape[0], self.block, plan.block_f, plan.stages),
-                *(self.precision, self.chained),
+                *(self.precision, self.p, self.chained),
             ),
             warps=plan.rows_warps,
             **self.options,
@@ -196,7 +217,7 @@ class _Run:
         width = 64 if quad else 128
         ahead = weights if last else following
         matrices = zip(
-            _pairs(weights, ("out_weight", "up_weight", "down_weight")) + _pairs(ahead, ("qkv_weight",)),
+            pairs(weights, ("out_weight", "up_weight", "down_weight")) + pairs(ahead, ("qkv_weight",)),
             (128, 128, width, width, 128, 128, 128, 128),
             strict=True,
         )
@@ -209,8 +230,8 @@ class _Run:
                 describe(buffers.heads.flatten(0, 2), 64, width),
             ),
             tensors=(
-                *(buffers.residual, self.modulation, *_pairs(weights, BLOCK_VECTORS)),
-                *(*_pairs(ahead, HEAD_FIELDS[1:]), self.cos, self.sin, self.starts),
+                *(buffers.residual, buffers.following, self.modulation, *pairs(weights, BLOCK_VECTORS)),
+                *(*pairs(ahead, HEAD_FIELDS[1:]), self.cos, self.sin, self.starts),
                 *(buffers.mid, buffers.partial),
             ),
             strides=(self.modulation_batch,),
@@ -230,7 +251,7 @@ class _Run:
             self._kernels().sum_kernel,
             self.batch * self.tiles,
             tensors=(
-                *(self.buffers.mid, self.buffers.partial, self.modulation, *_pairs(weights, ("down_bias",))),
+                *(self.buffers.mid, self.buffers.partial, self.modulation, *pairs(weights, ("down_bias",))),
                 *(x_out, context_out),
             ),
             strides=(self.modulation_batch, self.slice_stride),

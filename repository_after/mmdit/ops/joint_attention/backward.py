@@ -1,0 +1,61 @@
+"""The backward of joint attention: launches."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from mmdit.ops.joint_attention.op import attention_precision
+from mmdit.ops.joint_attention.tuning import attention_backward_tiles
+from mmdit.runtime.architecture import table_key
+from mmdit.runtime.launch import launch
+
+
+def attend_backward(
+    d_joined: Tensor,
+    joined: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    bits: Optional[Tensor],
+    d_heads: Tensor,
+    layout: Tuple[int, int, int, int],
+    chained: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """Write the gradients of query, key and value, as attend took them, to d_heads (3, B, R, H Dh), 0 in padding.
+
+    The same bits each time. What any other argument holds in padding is not read.
+
+    Args:
+        d_joined, joined: the gradient of attend's out, and out (B, R, H Dh), each with a last stride of 1.
+        query, key, value, bits, layout, chained, scale: as attend's.
+        lse: (B, H, R) fp32, contiguous, as attend wrote it.
+        d_heads: contiguous.
+    """
+    from mmdit.ops.joint_attention.kernel_backward import attention_backward_kernel, attention_query_backward_kernel
+
+    batch, heads, rows, dim_head = query.shape
+    by_keys, by_queries = attention_backward_tiles(table_key(query), rows, dim_head, query.dtype, bits is not None)
+    runs = [(attention_backward_kernel, by_keys, by_keys.keys, (by_queries is None,))]
+    if by_queries is not None:  # writes delta for the other
+        runs.insert(0, (attention_query_backward_kernel, by_queries, by_queries.queries, ()))
+    delta = torch.empty_like(lse)
+    for kernel, tiles, block, whole in runs:
+        launch(
+            kernel,
+            batch * heads * -(-rows // block),
+            tensors=(d_joined, joined, query, key, value, lse, delta, bits, d_heads),
+            strides=(
+                *(*d_joined.stride()[:2], *joined.stride()[:2], *query.stride()[:3], *key.stride()[:3]),
+                *(*value.stride()[:3], d_heads.stride(0)),
+            ),
+            lengths=layout,
+            constants=(
+                *(heads, dim_head, scale, attention_precision(), *whole),
+                *(tiles.queries, tiles.keys, tiles.block, tiles.stages, chained),
+            ),
+            warps=tiles.warps,
+            **({"launch_pdl": True} if chained else {}),
+        )

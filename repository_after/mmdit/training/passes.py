@@ -1,0 +1,190 @@
+"""The layers of a stack forwards, keeping what backward needs, and backwards.
+
+B batch, L x length, C context length, R rows a sample (see padded_layout), D model dim, H heads, N layers, M streams.
+"""
+
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from mmdit.inference.weights import LayerWeights, StreamWeights
+from mmdit.ops.stack_backward.op import RowBackward
+from mmdit.ops.stack_rows.op import MATRICES, Buffers, RowRun, pairs
+from mmdit.ops.stack_rows.tuning import training_tiles
+from mmdit.training.attention import attend, attend_backward
+
+RECOMPUTE = ("none", "selective", "full")
+Layout = Tuple[int, int, int, int]
+
+
+class Call(NamedTuple):
+    """What a call has beside tensors that gradients may be wanted of."""
+
+    conditioned: bool
+    layers: int  # N
+    streams: int  # M
+    heads: int
+    cos: Tensor  # (positions, Dh / 2)
+    sin: Tensor
+    mask: Optional[Tensor]  # (B, L, L) bool
+    start_pos: Optional[Union[int, Tensor]]
+    recompute: str  # of RECOMPUTE
+    p: float  # share that the dropout drops
+    saves: bool  # whether a backward may follow
+
+
+class Saved(NamedTuple):
+    """What a forward leaves for its backward."""
+
+    residual: Tensor  # (N, B, R, D) fp32: each layer's input
+    heads: Optional[Tensor]  # (N, 3, B, R, D): query, key, value
+    joined: Optional[Tensor]  # (N, B, R, D): attention
+    lse: Optional[Tensor]  # (N, B, H, R) fp32
+
+
+class Passes:
+    """The launches of one call, in either direction.
+
+    Args:
+        call: what is no tensor of the graph.
+        layers: the weights.
+        modulation: (B or 1, N, M, 6, D) fp32.
+        like: a tensor of the call's dtype and device.
+        batch: B.
+        layout: as padded_layout gives it.
+        bits: the mask as pack_mask makes it, or None.
+        seeds: (N, 2) int64, of which the first count, or None for no dropout.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        layers: Sequence[LayerWeights],
+        modulation: Tensor,
+        like: Tensor,
+        batch: int,
+        layout: Layout,
+        bits: Optional[Tensor],
+        seeds: Optional[Tensor],
+    ) -> None:
+        self.call, self.layers, self.modulation, self.like = call, layers, modulation, like
+        self.batch, self.layout, self.bits = batch, layout, bits
+        self.seeds = None if seeds is None else seeds.unbind()
+        dim, forward = modulation.shape[-1], layers[0].x.up_weight.shape[0]
+        plan = training_tiles(batch * layout[3], dim, forward, like)
+        unaligned = [1 for weights in layers for t in pairs(weights, MATRICES) if t.data_ptr() % 16]
+        self._again: Optional[Tuple[RowRun, Tensor]] = None
+        self.plan = plan._replace(hopper=plan.hopper and not unaligned and seeds is None)  # TMA takes no such address
+
+    def forward(self, x: Tensor, context: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor], Saved]:
+        """x (B, L, D) and context (B, C, D), or None, after all layers, and what backward needs."""
+        call, depth = self.call, len(self.layers)
+        shape = (self.batch, self.layout[3], x.shape[2])
+        kept = {name: depth if self._keeps(name) else 1 for name in Saved._fields}
+        residual = torch.empty(kept["residual"], *shape, device=x.device)
+        heads, joined = x.new_empty(kept["heads"], 3, *shape), x.new_empty(kept["joined"], *shape)
+        lse = torch.empty(kept["lse"], self.batch, call.heads, shape[1], device=x.device) if call.saves else None
+        x_out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        context_out = x_out if context is None else torch.empty_like(context, memory_format=torch.contiguous_format)
+        scratch = torch.empty(shape, device=x.device)
+
+        def buffers(index: int) -> Buffers:
+            last = index + 1 == depth
+            return Buffers(
+                residual[min(index, len(residual) - 1)],
+                heads[min(index + 1, len(heads) - 1)],  # the next layer's
+                joined[min(index, len(joined) - 1)],
+                x_out,
+                context_out,
+                scratch if last else residual[min(index + 1, len(residual) - 1)],
+            )
+
+        run = self._run(buffers(0)._replace(heads=heads[0]), (x, x if context is None else context))
+        run.project(0, self.layers[0], self.layers[0])
+        for index, weights in enumerate(self.layers):
+            run.buffers = buffers(index)
+            own_lse = None if lse is None else lse[min(index, len(lse) - 1)]
+            self._attend(heads[min(index, len(heads) - 1)], run.buffers.joined, own_lse, run.chained)
+            run.update(index, weights, None if index + 1 == depth else self.layers[index + 1])
+        saved = zip(Saved._fields, (residual, heads, joined, lse), strict=True)
+        found = Saved(*[t if self._keeps(name) else None for name, t in saved])
+        return x_out, None if context is None else context_out, found
+
+    def backward(
+        self,
+        saved: Saved,
+        d_x: Optional[Tensor],
+        d_context: Optional[Tensor],
+        first: int,
+        wanted: Sequence[bool],
+    ) -> Tuple[Tensor, Tensor, List[Tuple[Optional[StreamWeights], ...]]]:
+        """Down to layer `first`: d_residual (B, R, D) fp32 before it, d_modulation (B, N, M, 6, D) fp32, in which the
+        layers before it are not written, and each layer's weights' gradients by stream, where `wanted`, else Nones.
+        """
+        call = self.call
+        run = RowBackward(
+            *(self.like, self.batch, self.modulation, self.layout, call.heads, self.layers[0].x.up_weight.shape[0]),
+            *(call.cos, call.sin, call.start_pos, any(wanted), self.seeds, call.p),
+        )
+        length, context_length, x_rows, _ = self.layout
+        gradients = run.gradients
+        for start, size, d in ((0, length, d_x), (x_rows, context_length, d_context)):
+            rows = gradients.residual[:, start : start + size]
+            if d is None:
+                rows.zero_()
+            else:
+                rows.copy_(d)
+        layer_saved = self._recompute if self._recomputes else lambda index, saved: [t[index] for t in saved[1:]]
+        found: List[Tuple[Optional[StreamWeights], ...]] = [(None,) * call.streams] * len(self.layers)
+        for index in range(len(self.layers) - 1, first - 1, -1):
+            weights, residual = self.layers[index], saved.residual[index]
+            heads, joined, lse = layer_saved(index, saved)
+            run.block_backward(index, weights, residual, joined)
+            attend_backward(
+                *(gradients.joined, joined, *self._split(heads), lse, self.bits, gradients.heads, self.layout),
+            )
+            halves = self._recomputes or index == 0 or not self.plan.hopper
+            run.heads_backward(index, weights, residual, halves)
+            found[index] = run.sum_up(index, weights, joined, wanted[index])
+        return gradients.residual, gradients.modulation, found
+
+    @property
+    def _recomputes(self) -> bool:
+        return self.call.recompute != "none"
+
+    def _keeps(self, name: str) -> bool:
+        kept = {"none": Saved._fields, "selective": ("residual", "joined", "lse"), "full": ("residual",)}
+        return self.call.saves and name in kept[self.call.recompute]
+
+    def _recompute(self, index: int, saved: Saved) -> Tuple[Tensor, Tensor, Tensor]:
+        """heads, joined and lse of a layer, from its input and of the last two what is saved."""
+        if self._again is None:
+            shape = saved.residual.shape[1:]
+            heads, joined = self.like.new_empty(3, *shape), self.like.new_empty(shape)
+            lse = torch.empty(self.batch, self.call.heads, shape[1], device=joined.device)
+            self._again = self._run(Buffers(joined, heads, joined, joined, joined, joined), (joined, joined)), lse
+        run, lse = self._again
+        length, context_length, x_rows, _ = self.layout
+        residual = saved.residual[index]
+        parts = residual[:, :length], residual[:, x_rows : x_rows + context_length]
+        run.project(index, self.layers[index], self.layers[index], parts)
+        heads, joined = run.buffers.heads, run.buffers.joined
+        if saved.joined is not None:
+            return heads, saved.joined[index], saved.lse[index]
+        self._attend(heads, joined, lse, run.chained)
+        return heads, joined, lse
+
+    def _run(self, buffers: Buffers, inputs: Tuple[Tensor, Tensor]) -> RowRun:
+        call = self.call
+        return RowRun(
+            *(self.plan, buffers, self.modulation, inputs, self.layout, call.streams, call.heads, call.cos, call.sin),
+            *(call.start_pos, self.seeds, call.p),
+        )
+
+    def _split(self, heads: Tensor) -> Tuple[Tensor, ...]:
+        """query, key, value (B, H, R, Dh) of heads (3, B, R, D)."""
+        return heads.unflatten(-1, (self.call.heads, -1)).transpose(2, 3).unbind()
+
+    def _attend(self, heads: Tensor, joined: Tensor, lse: Optional[Tensor], chained: bool) -> None:
+        attend(*self._split(heads), self.bits, joined, self.layout, 1.0, chained, lse=lse)

@@ -1,0 +1,77 @@
+"""SPEC K1, K3: forward and backward of a stack on tiles of rows, in one autograd function."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests import training_tier
+from tests.cases import Shape
+from tests.tiles_tier import Case
+
+pytestmark = pytest.mark.upgrade
+
+Run = Callable[..., None]
+FP32, FP16 = (torch.float32, 64), (torch.float16, 128)
+ONE = Shape(1, 7, 5, 2, 16)
+# No tile is full, x's or the context's last tile is full or has one row, and sizes that are no power of two.
+CASES = [
+    (Case("cross", Shape(2, 7, 5, 3, 16), *FP32), "none"),
+    (Case("cross", Shape(1, 65, 64, 1, 16), *FP32, layers=1), "none"),
+    (Case("cross", Shape(1, 64, 65, 1, 32), *FP16, layers=1), "selective"),
+    (Case("cross", Shape(2, 1, 1, 1, 64), torch.float16, 192), "full"),
+    (Case("plain", Shape(2, 7, 0, 2, 16), *FP32), "none"),
+    (Case("plain", Shape(1, 65, 0, 1, 16), *FP16), "full"),
+    (Case("conditioned", Shape(2, 7, 0, 1, 32), *FP32), "selective"),
+    (Case("cross", ONE, *FP32, "random", "tensor", layers=3), "none"),
+    (Case("cross", Shape(2, 7, 5, 1, 16), *FP32, "empty-rows-and-columns", "int32-tensor"), "selective"),
+    (Case("cross", Shape(2, 7, 5, 1, 16), *FP16, "empty-rows-and-columns", "int"), "full"),
+    (Case("cross", ONE, *FP32, "all-empty"), "full"),
+    (Case("cross", ONE, *FP32, variant="strided-rows"), "none"),
+    (Case("cross", ONE, *FP32, variant="transposed"), "full"),
+    (Case("cross", Shape(2, 7, 5, 1, 16), *FP32, variant="expanded"), "none"),
+    (Case("cross", ONE, *FP32, variant="y-of-rank-3"), "none"),
+]
+
+
+@pytest.mark.parametrize(("case", "recompute"), CASES, ids=str)
+def test_every_gradient_matches_the_oracle(run: Run, case: Case, recompute: str) -> None:
+    run(training_tier.gradients_match_the_oracle, case, recompute, False)
+
+
+@pytest.mark.parametrize("kind", ["plain", "cross"])
+def test_a_block_alone_matches_the_oracle(run: Run, kind: str) -> None:
+    run(training_tier.gradients_match_the_oracle, Case(kind, ONE, *FP32, layers=1), "none", True)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_two_runs_give_the_same_bits(run: Run, recompute: str) -> None:
+    run(training_tier.two_runs_give_the_same_bits, Case("cross", Shape(1, 3, 65, 1, 16), *FP32, "random"), recompute)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_dropout_drops_what_philox_says_forwards_and_backwards(run: Run, recompute: str, checkpointed: bool) -> None:
+    run(training_tier.dropout_is_replayed, Case("cross", Shape(2, 7, 5, 3, 16), *FP32), 0.4, recompute, checkpointed)
+
+
+def test_dropout_without_gradients_drops_the_same(run: Run) -> None:
+    run(training_tier.dropout_without_gradients_is_the_same, Case("cross", ONE, *FP32))
+
+
+@pytest.mark.parametrize("which", ["last-layer", "a-bias", "modulation", "x"])
+def test_what_is_frozen_costs_nothing(run: Run, which: str) -> None:
+    run(training_tier.frozen_weights_cost_nothing, which)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        training_tier.second_derivatives_raise,
+        training_tier.a_second_backward_gives_the_same,
+        training_tier.weights_may_be_swapped,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_a_training_step_s_surroundings_are_kept(run: Run, check: Callable[..., None]) -> None:
+    run(check)
