@@ -90,7 +90,9 @@ def run_worker(stage: Staged, drawn: list[Drawn], timeout: float, device: str, o
 def _problem(role: Role, done: Finished, timeout: float, missing: list[str]) -> Failure | None:
     """Why a worker did not do all of its work; None when it did."""
     at = f", first not done: {missing[0]}" if missing else ""
-    if done.return_code is None:
+    if done.broken:
+        kind, why = FailureKind.WORKER_LIMIT_BROKEN, f"the worker {done.broken}{at}"
+    elif done.return_code is None:
         kind, why = FailureKind.WORKER_TIMEOUT, f"the numeric cases did not end within {timeout:g} s{at}"
     elif done.return_code < 0:
         kind, why = FailureKind.WORKER_CRASHED, f"the worker was ended by {signal_name(done.return_code)}{at}"

@@ -1,6 +1,8 @@
 """A fake kata: two tiny trees and a tiny suite, so that the grader is tested in seconds."""
 
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -96,3 +98,10 @@ def after_tree() -> LoadedTree:
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares a test that is not about it the seconds that torch takes to load."""
     monkeypatch.setattr(pair, "describe_machine", lambda _device: Machine(torch_version="0"))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from evaluation.evaluate import main as evaluate
 from evaluation.report.models import Report
 from evaluation.suite import __main__ as suite_command
 from evaluation.suite.command import ROOT
-from evaluation.tests.conftest import Kata, right_numbers
+from evaluation.tests.conftest import Kata, right_numbers, wait_for
 
 INIT = "after/mmdit/__init__.py"
 
@@ -194,10 +193,3 @@ def area(_):
         file.write(str(os.getpid()) + " ")
     time.sleep(60)
 """
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
