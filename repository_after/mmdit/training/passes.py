@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mmdit.inference.weights import LayerWeights, StreamWeights
+from mmdit.ops.joint_attention.backward import attend_backward
+from mmdit.ops.joint_attention.op import attend
 from mmdit.ops.stack_backward.op import RowBackward
 from mmdit.ops.stack_rows.op import MATRICES, Buffers, RowRun, pairs
 from mmdit.ops.stack_rows.tuning import training_tiles
-from mmdit.training.attention import attend, attend_backward
 
 RECOMPUTE = ("none", "selective", "full")
 Layout = Tuple[int, int, int, int]

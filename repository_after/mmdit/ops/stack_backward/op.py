@@ -72,8 +72,13 @@ class RowBackward:
         self.plan = plan = backward_tiles(like, batch * rows)
         self.tiles, self.x_tiles = rows // plan.tile, x_rows // plan.tile
         self.lengths = (length, context_length, self.x_tiles, self.tiles)
-        self.x_splits = -(-batch * self.x_tiles // plan.span)
-        self.splits = self.x_splits + -(-batch * (self.tiles - self.x_tiles) // plan.span)
+        weights_tiles, weights_x_tiles = rows // plan.weights_tile, x_rows // plan.weights_tile
+        self.x_splits = -(-batch * weights_x_tiles // plan.span)
+        self.splits = self.x_splits + -(-batch * (weights_tiles - weights_x_tiles) // plan.span)
+        self.weights_lengths = (
+            *(length, context_length, weights_x_tiles, weights_tiles),
+            *(batch, plan.span, self.x_splits),
+        )
         self.head_dim = self.dim // heads
         self.size = (4 * self.dim + 2 * forward) * self.dim + forward
         self.block = max(16, 1 << (self.dim - 1).bit_length())
@@ -141,7 +146,6 @@ class RowBackward:
         from mmdit.ops.stack_backward import kernel_weights
 
         plan, gradients = self.plan, self.gradients
-        lengths = (*self.lengths, self.batch, plan.span, self.x_splits)
         flat = None
         if wanted:
             flat = self.like.new_empty(self.streams, self.size + 8 * self.dim)
@@ -150,8 +154,8 @@ class RowBackward:
                 self.splits * 4,
                 tensors=(gradients.normed, gradients.projected, joined, gradients.attended, gradients.parts),
                 strides=(gradients.projected.stride(0), self.size),
-                lengths=lengths,
-                constants=(plan.tile, self.dim, self.block, plan.weights_stages, self.precision),
+                lengths=self.weights_lengths,
+                constants=(plan.weights_tile, self.dim, self.block, plan.weights_stages, self.precision),
                 warps=plan.weights_warps,
             )
             launch(
@@ -162,9 +166,9 @@ class RowBackward:
                     *(*pairs(weights, ("up_weight", "up_bias", "down_weight")), gradients.parts),
                 ),
                 strides=(self.size,),
-                lengths=lengths,
+                lengths=self.weights_lengths,
                 constants=(
-                    *(plan.tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
+                    *(plan.weights_tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
                     *(plan.weights_stages, self.precision),
                 ),
                 warps=plan.weights_warps,

@@ -7,13 +7,16 @@ from torch import Tensor
 
 
 class BackwardTiles(NamedTuple):
-    """`tile` rows to a program, block_f features of the MLP at a time, `span` tiles to a split of the weights' sums."""
+    """`tile` rows to a program, block_f features of the MLP at a time; for the weights' gradients weights_tile rows at
+    a time, and `span` such tiles to a split of their sums.
+    """
 
     tile: int
     block_f: int
     stages: int
     block_warps: int
     heads_warps: int
+    weights_tile: int
     span: int
     weights_block_f: int
     weights_stages: int
@@ -23,6 +26,18 @@ class BackwardTiles(NamedTuple):
 
 def backward_tiles(x: Tensor, rows: int) -> BackwardTiles:
     """`rows` is all rows of the call, x any tensor of it."""
-    tile = 32 if x.dtype == torch.float32 else 64
-    span = max(2, rows // tile // 16)  # 16 splits and 8 blocks of 64 features fill 132 multiprocessors
-    return BackwardTiles(tile, 64, 2, 8, 8, span, 64, 3, 8, 1024)
+    weights_tile = 32 if x.dtype == torch.float32 else 64
+    span = max(2, rows // weights_tile // 16)  # 16 splits and 8 blocks of 64 features fill 132 multiprocessors
+    return BackwardTiles(
+        tile=32,
+        block_f=64,
+        stages=2,
+        block_warps=8,
+        heads_warps=4,
+        weights_tile=weights_tile,
+        span=span,
+        weights_block_f=64,
+        weights_stages=3,
+        weights_warps=8,
+        sum_block=1024,
+    )
