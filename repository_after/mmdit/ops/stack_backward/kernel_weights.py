@@ -115,8 +115,8 @@ def sum_parts_kernel(
     LAYERS: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; then,
-    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK) for
-    the matrices, over splits.
+    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK)
+    for the matrices, over splits.
     """
     program = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)
