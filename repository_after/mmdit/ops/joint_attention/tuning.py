@@ -10,6 +10,8 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
+from mmdit.runtime.launch import product_precision
+
 
 class Tiles(NamedTuple):
     """`queries` rows against `keys` columns at a time, head dim padded to `block`; loads run `stages` - 1 ahead."""
@@ -40,6 +42,11 @@ TILES: Dict[str, Dict[str, Tiles]] = {
         "some": Tiles(queries=64, keys=64, warps=2, stages=3),
     },
 }
+
+
+def attention_precision() -> str:
+    """How the kernels take fp32 products: where TF32 is allowed by three of them, as vanilla takes IEEE's there."""
+    return "ieee" if product_precision() == "ieee" else "tf32x3"
 
 
 @lru_cache(maxsize=1024)
