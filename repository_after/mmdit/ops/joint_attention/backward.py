@@ -5,8 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from mmdit.ops.joint_attention.op import attention_precision
-from mmdit.ops.joint_attention.tuning import attention_backward_tiles
+from mmdit.ops.joint_attention.tuning import attention_backward_tiles, attention_precision
 from mmdit.runtime.architecture import table_key
 from mmdit.runtime.launch import launch
 
