@@ -106,7 +106,7 @@ def mlp_weights_kernel(
 
 @triton.jit(do_not_specialize=["layer", "x_tiles", "tiles", "B", "x_splits", "splits"])
 def sum_parts_kernel(
-    p_sums,  # (B, tiles, 14, D) fp32
+    p_sums,  # (B, tiles, 14, D) fp32, tiles of ROWS rows
     p_parts,  # (splits, SIZE) fp32
     p_d_modulation,  # (B, N, M, 6, D) fp32, written for this layer
     p_d_weights,  # (M, SIZE + 8 D), written
@@ -115,8 +115,8 @@ def sum_parts_kernel(
     LAYERS: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; then,
-    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK) for
-    the matrices, over splits.
+    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK)
+    for the matrices, over splits.
     """
     program = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)

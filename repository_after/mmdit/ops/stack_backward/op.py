@@ -33,7 +33,7 @@ class Gradients(NamedTuple):
     attended: Tensor  # (B, R, D): of what Wo's product gives
     projected: Tensor  # (3, B, R, D): of what Wq's, Wk's and Wv's give
     normed: Tensor  # (B, R, D): what entered those
-    sums: Tensor  # (B, tiles, 14, D) fp32
+    sums: Tensor  # (B, R / rows, 14, D) fp32
     parts: Optional[Tensor]  # (splits, SIZE) fp32, or None: no weight's gradient is wanted
     modulation: Tensor  # (B, N, M, 6, D) fp32
 
@@ -70,7 +70,7 @@ class RowBackward:
         self.cos, self.sin, self.seeds, self.p = cos, sin, seeds, p
         self.start, self.starts = (0, start_pos) if isinstance(start_pos, Tensor) else (start_pos or 0, None)
         self.plan = plan = backward_tiles(like, batch * rows)
-        self.tiles, self.x_tiles = rows // plan.tile, x_rows // plan.tile
+        self.tiles, self.x_tiles = rows // plan.rows, x_rows // plan.rows
         self.lengths = (length, context_length, self.x_tiles, self.tiles)
         weights_tiles, weights_x_tiles = rows // plan.weights_tile, x_rows // plan.weights_tile
         self.x_splits = -(-batch * weights_x_tiles // plan.span)
@@ -99,18 +99,29 @@ class RowBackward:
         from mmdit.ops.stack_backward.kernel import block_backward_kernel
 
         plan, gradients = self.plan, self.gradients
+        lengths = (*self.lengths[:2], *[n * plan.rows // plan.tile for n in self.lengths[2:]])
         launch(
             block_backward_kernel,
-            self.batch * self.tiles,
+            self.batch * self.tiles * plan.rows // plan.tile,
             tensors=(
                 *(gradients.residual, residual, joined, self.modulation, *pairs(weights, BLOCK_FIELDS)),
                 *(None if self.seeds is None else self.seeds[index], gradients.hidden, gradients.mlp),
-                *(gradients.attended, gradients.joined, gradients.sums),
+                *(gradients.normed, gradients.attended, gradients.joined, gradients.sums),
             ),
             strides=(self._modulation_batch(),),
-            lengths=(index * self.streams, *self.lengths),
+            lengths=(index * self.streams, *lengths),
             constants=(
-                *(plan.tile, NORM_EPS, RMS_EPS, self.approximate, self.dim, self.forward, self.block, plan.block_f),
+                *(
+                    plan.tile,
+                    plan.rows,
+                    NORM_EPS,
+                    RMS_EPS,
+                    self.approximate,
+                    self.dim,
+                    self.forward,
+                    self.block,
+                    plan.block_f,
+                ),
                 *(plan.stages, self.precision, self.p),
             ),
             warps=plan.block_warps,
@@ -133,7 +144,7 @@ class RowBackward:
             strides=(self._modulation_batch(), gradients.heads.stride(0)),
             lengths=(index * self.streams, self.start, *self.lengths),
             constants=(
-                *(plan.tile, halves, LOG2_E / self.head_dim**0.5, NORM_EPS, RMS_EPS, self.dim, self.head_dim),
+                *(plan.rows, halves, LOG2_E / self.head_dim**0.5, NORM_EPS, RMS_EPS, self.dim, self.head_dim),
                 *(self.block, self.precision),
             ),
             warps=plan.heads_warps,

@@ -7,11 +7,12 @@ from torch import Tensor
 
 
 class BackwardTiles(NamedTuple):
-    """`tile` rows to a program, block_f features of the MLP at a time; for the weights' gradients weights_tile rows at
+    """`tile` rows of the MLP to a program, block_f of its features at a time, `rows` rows of all else; for the weights' gradients weights_tile rows at
     a time, and `span` such tiles to a split of their sums.
     """
 
     tile: int
+    rows: int
     block_f: int
     stages: int
     block_warps: int
@@ -29,10 +30,11 @@ def backward_tiles(x: Tensor, rows: int) -> BackwardTiles:
     weights_tile = 32 if x.dtype == torch.float32 else 64
     span = max(2, rows // weights_tile // 16)  # 16 splits and 8 blocks of 64 features fill 132 multiprocessors
     return BackwardTiles(
-        tile=32,
+        tile=weights_tile,
+        rows=32,
         block_f=64,
         stages=2,
-        block_warps=8,
+        block_warps=4,
         heads_warps=4,
         weights_tile=weights_tile,
         span=span,
