@@ -81,7 +81,7 @@ def block_backward_kernel(
     p_seed,  # (1,) int64, or None for no dropout
     p_h,  # (B, R, D), written: what enters the MLP
     p_d_m,  # (B, R, D), written: d of what its last product gives
-    p_d_h,  # (B, R, D), scratch
+    p_d_h,  # (B, R, D), scratch; may be p_d_o
     p_d_a,  # (B, R, D), written: d of what Wo's product gives
     p_d_o,  # (B, R, D), written
     p_sums,  # (B, R / ROWS, 14, D) fp32, written but for what heads_backward_kernel writes
@@ -190,7 +190,7 @@ def block_backward_kernel(
 
 @triton.jit(do_not_specialize=["row", "start", "L", "C", "x_tiles", "tiles"])
 def heads_backward_kernel(
-    p_d_heads,  # (3, B, R, D): d_query, d_key, d_value, as they are stored
+    p_d_heads,  # (3, B, R, D): d_query, d_key, d_value, as they are stored; written: d of what the projections give
     p_d_residual,  # (B, R, D) fp32: d of what passes by the attention; written: d_residual before the layer
     p_residual,  # (B, R, D) fp32: before the layer
     p_modulation,
@@ -199,7 +199,6 @@ def heads_backward_kernel(
     p_cos, p_sin,  # (positions, Dh / 2) fp32
     p_start,  # (B,) int or None
     p_h,  # (B, R, D), written: what enters the projections
-    p_d_qkv,  # (3, B, R, D), written: d of what their products give
     p_sums,
     modulation_batch, qkv_part,
     row, start, L, C, x_tiles, tiles,
@@ -221,7 +220,7 @@ def heads_backward_kernel(
     o_x = o_first + o_d[None, :]
     first = (sample * tiles + tl.program_id(0) % tiles) * TILE * DIM
     p_d_heads, p_d_residual, p_residual = p_d_heads + first, p_d_residual + first, p_residual + first
-    p_h, p_d_qkv = p_h + first, p_d_qkv + first
+    p_h += first
     p_sums += tl.program_id(0) * SUMS * DIM
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_weight, p_bias = tl.where(is_context, p_weight_c, p_weight_x), tl.where(is_context, p_bias_c, p_bias_x)
@@ -263,7 +262,8 @@ def heads_backward_kernel(
             b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
         add_sum(p_sums, 6 + part, b_d, DIM, BLOCK_D)
         b_d_y = b_d.to(p_h.dtype.element_ty)
-        tl.store(p_d_qkv + part * qkv_part + o_x, b_d_y, mask=m_d[None, :])
+        tl.debug_barrier()
+        tl.store(p_d_heads + part * qkv_part + o_x, b_d_y, mask=m_d[None, :])
         b_d_h = tl.dot(b_d_y, b_weight, b_d_h, input_precision=PRECISION)
 
     b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)

@@ -26,13 +26,11 @@ class Gradients(NamedTuple):
     """What the kernels of a layer's backward hand to each other."""
 
     residual: Tensor  # (B, R, D) fp32
-    heads: Tensor  # (3, B, R, D): as query, key and value are stored
-    joined: Tensor  # (B, R, D)
-    hidden: Tensor  # (B, R, D): what entered the MLP
-    mlp: Tensor  # (B, R, D): of what the MLP's last product gives
+    heads: Tensor  # (3, B, R, D): as query, key and value are stored; then of what Wq's, Wk's and Wv's products give
+    joined: Tensor  # (B, R, D); then what entered those products
     attended: Tensor  # (B, R, D): of what Wo's product gives
-    projected: Tensor  # (3, B, R, D): of what Wq's, Wk's and Wv's give
-    normed: Tensor  # (B, R, D): what entered those
+    hidden: Tensor  # (B, R, D): what entered the MLP, in the memory of heads
+    mlp: Tensor  # (B, R, D): of what the MLP's last product gives, in the memory of heads
     sums: Tensor  # (B, R / rows, 14, D) fp32
     parts: Optional[Tensor]  # (splits, SIZE) fp32, or None: no weight's gradient is wanted
     modulation: Tensor  # (B, N, M, 6, D) fp32
@@ -85,10 +83,10 @@ class RowBackward:
         self.approximate = like.is_cuda and like.dtype != torch.float32
         self.precision = product_precision()
         shape = (batch, rows, self.dim)
-        halves = like.new_empty(11, *shape)
+        halves = like.new_empty(5, *shape)
         self.gradients = Gradients(
             torch.empty(shape, device=like.device),
-            *(halves[:3], *halves[3:7], halves[7:10], halves[10]),
+            *(halves[:3], halves[3], halves[4], halves[0], halves[1]),
             torch.empty(batch, self.tiles, SUMS, self.dim, device=like.device),
             torch.empty(self.splits, self.size, device=like.device) if wanted else None,
             torch.empty(batch, *modulation.shape[1:], device=like.device),
@@ -106,7 +104,7 @@ class RowBackward:
             tensors=(
                 *(gradients.residual, residual, joined, self.modulation, *pairs(weights, BLOCK_FIELDS)),
                 *(None if self.seeds is None else self.seeds[index], gradients.hidden, gradients.mlp),
-                *(gradients.normed, gradients.attended, gradients.joined, gradients.sums),
+                *(gradients.joined, gradients.attended, gradients.joined, gradients.sums),
             ),
             strides=(self._modulation_batch(),),
             lengths=(index * self.streams, *lengths),
@@ -139,7 +137,7 @@ class RowBackward:
             self.batch * self.tiles,
             tensors=(
                 *(gradients.heads, gradients.residual, residual, self.modulation, *pairs(weights, HEAD_FIELDS)),
-                *(self.cos, self.sin, self.starts, gradients.normed, gradients.projected, gradients.sums),
+                *(self.cos, self.sin, self.starts, gradients.joined, gradients.sums),
             ),
             strides=(self._modulation_batch(), gradients.heads.stride(0)),
             lengths=(index * self.streams, self.start, *self.lengths),
@@ -150,43 +148,51 @@ class RowBackward:
             warps=plan.heads_warps,
         )
 
-    def sum_up(
-        self, index: int, weights: LayerWeights, joined: Tensor, wanted: bool
-    ) -> Tuple[Optional[StreamWeights], ...]:
-        """Write the modulations' gradients of a layer, and give its weights', if wanted, for each stream."""
-        from mmdit.ops.stack_backward import kernel_weights
+    def mlp_weights(self, weights: LayerWeights) -> None:
+        """Each split's sums for the gradients of the MLP's weights; to be called right after block_backward."""
+        from mmdit.ops.stack_backward.kernel_weights import mlp_weights_kernel
 
         plan, gradients = self.plan, self.gradients
-        flat = None
-        if wanted:
-            flat = self.like.new_empty(self.streams, self.size + 8 * self.dim)
-            launch(
-                kernel_weights.attention_weights_kernel,
-                self.splits * 4,
-                tensors=(gradients.normed, gradients.projected, joined, gradients.attended, gradients.parts),
-                strides=(gradients.projected.stride(0), self.size),
-                lengths=self.weights_lengths,
-                constants=(plan.weights_tile, self.dim, self.block, plan.weights_stages, self.precision),
-                warps=plan.weights_warps,
-            )
-            launch(
-                kernel_weights.mlp_weights_kernel,
-                self.splits * self.forward // plan.weights_block_f,
-                tensors=(
-                    *(gradients.hidden, gradients.mlp),
-                    *(*pairs(weights, ("up_weight", "up_bias", "down_weight")), gradients.parts),
-                ),
-                strides=(self.size,),
-                lengths=self.weights_lengths,
-                constants=(
-                    *(plan.weights_tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
-                    *(plan.weights_stages, self.precision),
-                ),
-                warps=plan.weights_warps,
-            )
+        launch(
+            mlp_weights_kernel,
+            self.splits * self.forward // plan.weights_block_f,
+            tensors=(
+                *(gradients.hidden, gradients.mlp),
+                *(*pairs(weights, ("up_weight", "up_bias", "down_weight")), gradients.parts),
+            ),
+            strides=(self.size,),
+            lengths=self.weights_lengths,
+            constants=(
+                *(plan.weights_tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
+                *(plan.weights_stages, self.precision),
+            ),
+            warps=plan.mlp_weights_warps,
+        )
+
+    def attention_weights(self, joined: Tensor) -> None:
+        """Each split's sums for the gradients of Wq, Wk, Wv and Wo; to be called after heads_backward."""
+        from mmdit.ops.stack_backward.kernel_weights import attention_weights_kernel
+
+        plan, gradients = self.plan, self.gradients
+        launch(
+            attention_weights_kernel,
+            self.splits * 4,
+            tensors=(gradients.joined, gradients.heads, joined, gradients.attended, gradients.parts),
+            strides=(gradients.heads.stride(0), self.size),
+            lengths=self.weights_lengths,
+            constants=(plan.weights_tile, self.dim, self.block, plan.weights_stages, self.precision),
+            warps=plan.attention_weights_warps,
+        )
+
+    def sum_up(self, index: int, wanted: bool) -> Tuple[Optional[StreamWeights], ...]:
+        """Write the modulations' gradients of a layer, and give its weights', if wanted, for each stream."""
+        from mmdit.ops.stack_backward.kernel_weights import sum_parts_kernel
+
+        plan, gradients = self.plan, self.gradients
+        flat = self.like.new_empty(self.streams, self.size + 8 * self.dim) if wanted else None
         vectors_and_matrices = 8 + -(-self.size // plan.sum_block) if wanted else 0
         launch(
-            kernel_weights.sum_parts_kernel,
+            sum_parts_kernel,
             self.streams * (self.batch + vectors_and_matrices),
             tensors=(
                 *(gradients.sums, gradients.parts if wanted else gradients.sums, gradients.modulation),

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 class BackwardTiles(NamedTuple):
-    """`tile` rows of the MLP to a program, block_f of its features at a time, `rows` rows of all else; for the weights' gradients weights_tile rows at
-    a time, and `span` such tiles to a split of their sums.
+    """`tile` rows of the MLP to a program, block_f of its features at a time, `rows` rows of all else. For the weights'
+    gradients weights_tile rows at a time, and `span` such tiles to a split of their sums.
     """
 
     tile: int
@@ -21,7 +21,8 @@ class BackwardTiles(NamedTuple):
     span: int
     weights_block_f: int
     weights_stages: int
-    weights_warps: int
+    attention_weights_warps: int
+    mlp_weights_warps: int
     sum_block: int
 
 
@@ -40,6 +41,7 @@ def backward_tiles(x: Tensor, rows: int) -> BackwardTiles:
         span=span,
         weights_block_f=64,
         weights_stages=3,
-        weights_warps=8,
+        attention_weights_warps=4,
+        mlp_weights_warps=8,
         sum_block=1024,
     )
