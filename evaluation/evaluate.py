@@ -1,4 +1,4 @@
-"""Run the suite on two trees, judge what each did, and write the verdict as JSON.
+"""Run the suite and the numeric cases on two trees, judge what each did, and write the verdict as JSON.
 
 The tree BEFORE must pass every contract test and fail every upgrade test; the tree AFTER must pass both.
 """
@@ -22,16 +22,18 @@ from evaluation.report.models import RunSettings
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
-from evaluation.suite.pair import run_pair
+from evaluation.suite.pair import Judge, judge_numbers, run_pair
 from evaluation.suite.result import exit_code
 from evaluation.suite.run import Settings
 
 REPORTS = ROOT / "evaluation" / "reports"
 
 
-def main(argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS) -> int:
+def main(
+    argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS, judge: Judge = judge_numbers
+) -> int:
     options = _parser().parse_args(argv)
-    return run_guarded(lambda: _evaluate(options, settings_from(options, suite), reports))
+    return run_guarded(lambda: _evaluate(options, settings_from(options, suite), reports, judge))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path) -> int:
+def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, judge: Judge) -> int:
     console = Console()
     started_at, started, run_id = datetime.now(UTC), time.monotonic(), str(uuid4())
     file = _report_file(options.output) if options.output else default_report_file(reports, started_at, run_id)
     for folder in _folders_to_write(options, reports, file):
         check_writable(folder)
-    pair = run_pair(options.before, options.after, settings, console)
+    pair = run_pair(options.before, options.after, settings, console, judge)
     report = build_report(
         pair,
         run_id=run_id,

@@ -27,7 +27,7 @@ def adaln_inputs(op: str, size: tuple[int, int, int], rng: torch.Generator) -> d
 
 def strided(t: Tensor) -> Tensor:
     """The values of t in every second row of a larger tensor that is NaN elsewhere."""
-    wide = torch.full((t.shape[0], 2 * t.shape[1], t.shape[2] + 3), torch.nan, device=t.device)
+    wide = t.new_full((t.shape[0], 2 * t.shape[1], t.shape[2] + 3), torch.nan)
     wide[:, ::2, : t.shape[2]] = t
     return wide[:, ::2, : t.shape[2]]
 

@@ -66,9 +66,14 @@ def assert_modulates(
         )
 
 
+def launches_for(y: Tensor) -> tuple[str, ...]:
+    """On a GPU fp32 products are PyTorch's."""
+    return () if y.is_cuda and y.dtype == torch.float32 else ("modulation_kernel",)
+
+
 def modulations_match_the_oracle(size: Size, dtype: torch.dtype, variant: str, device: str, seed: int) -> None:
     y, weights, biases = draw(size, dtype, device, seeded(seed))
-    assert_modulates(VARIANTS[variant](y), weights, biases, ("modulation_kernel",), "high")
+    assert_modulates(VARIANTS[variant](y), weights, biases, launches_for(y), "high")
 
 
 def takes_pytorch(name: str, device: str, seed: int) -> None:
@@ -85,7 +90,7 @@ def weights_of_another_call_are_told_apart(device: str, seed: int) -> None:
     """Where the same memory holds other values, and where the same weights come in another order."""
     y, weights, biases = draw((3, 16, 2), torch.float32, device, seeded(seed))
     for _ in range(2):
-        assert_modulates(y, weights, biases, ("modulation_kernel",), "high")
-        assert_modulates(y, weights[::-1], biases[::-1], ("modulation_kernel",), "high")
-        assert_modulates(y, weights[:1], biases[:1], ("modulation_kernel",), "high")
+        assert_modulates(y, weights, biases, launches_for(y), "high")
+        assert_modulates(y, weights[::-1], biases[::-1], launches_for(y), "high")
+        assert_modulates(y, weights[:1], biases[:1], launches_for(y), "high")
         weights[0].neg_()

@@ -67,7 +67,7 @@ class Case:
     def fits_persistent(self) -> bool:
         """Whether the kernel for a whole stack takes these sizes, on an H200."""
         tiles = -(-self.shape.length // 64) + (-(-self.shape.context // 64) if self.streams == 2 else 0)
-        return (tiles, self.shape.heads) == (4, 8) and self.shape.batch >= 60
+        return (tiles, self.shape.heads) == (4, 8) and self.shape.batch > 33
 
 
 # What is done to the inputs, after their cast to the dtype.
@@ -164,9 +164,14 @@ def stack_matches_the_oracle(case: Case, as_block: bool, device: str, seed: int)
     module = stack.layers[0] if as_block else stack
     with torch.no_grad(), fp32_products("high"):
         explanation = mmdit.explain(lambda: got.append(module(**inputs, **options)))
-    assert [(d.op, d.path) for d in explanation.decisions] == [("stack", "fused")], str(explanation)
-    assert "; tiles tier" in explanation.decisions[0].reason, str(explanation)
-    assert launched(explanation) == launches_of(case, case.sliced, device), str(explanation)
+    first, *others = explanation.decisions
+    assert (first.op, first.path) == ("stack", "fused"), str(explanation)
+    if (device, case.dtype) == ("cuda", torch.float32):
+        assert "; rows tier, not tiles: fp32" in first.reason, str(explanation)
+    else:
+        assert "; tiles tier" in first.reason, str(explanation)
+        assert not others, str(explanation)
+        assert launched(explanation) == launches_of(case, case.sliced, device), str(explanation)
     for name, t in outputs_of(got[0]).outputs.items():
         assert (t.dtype, t.shape, t.is_contiguous()) == (case.dtype, inputs[name].shape, True)
     assert all(torch.equal(t, before[name]) for name, t in inputs.items()), "an input was written to"

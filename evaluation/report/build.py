@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from datetime import datetime, timedelta
 
+from evaluation.judge.record import Numerics
 from evaluation.report.models import (
     Axis,
     Comparison,
@@ -17,13 +18,13 @@ from evaluation.report.models import (
     Verdict,
 )
 from evaluation.suite.pair import PairRun
-from evaluation.suite.result import Expectation, Failure, FailureKind, SuiteRun
+from evaluation.suite.result import WORKER_PROBLEMS, Expectation, Failure, FailureKind, SuiteRun
 
 _SPEED = Axis(status="not_measured", reason="this version of the grader does not measure speed")
 _INTEGRITY = Axis(status="not_measured", reason="this version of the grader does not look for forged results")
 _SAYS_NOTHING_OF: dict[Expectation, frozenset[FailureKind]] = {
     "contract": frozenset({FailureKind.UPGRADE_PASSED_ON_BEFORE, FailureKind.UPGRADE_FAILED_ON_AFTER}),
-    "upgrade": frozenset({FailureKind.CONTRACT_FAILED}),
+    "upgrade": WORKER_PROBLEMS | {FailureKind.CONTRACT_FAILED, FailureKind.NUMERICS_WRONG},
 }
 
 
@@ -50,15 +51,21 @@ def build_report(
         after=_section(after, failures),
         comparison=comparison,
         results=Results(before=_results(before), after=_results(after), comparison=comparison),
-        verdict=Verdict(
-            correctness=_axis("contract", after, failures),
-            deployability=_axis("upgrade", after, failures),
-            speed=_SPEED,
-            integrity=_INTEGRITY,
-        ),
+        numerics=pair.numerics,
+        verdict=verdict(after, pair.numerics, failures),
         failures=failures,
         success=not failures,
         error=headline(failures),
+    )
+
+
+def verdict(after: SuiteRun, numerics: Numerics, failures: tuple[Failure, ...]) -> Verdict:
+    """The axes, each from what was recorded and nothing else."""
+    return Verdict(
+        correctness=_correctness(after, numerics, failures),
+        deployability=_axis("upgrade", after, failures),
+        speed=_SPEED,
+        integrity=_INTEGRITY,
     )
 
 
@@ -69,6 +76,16 @@ def headline(failures: tuple[Failure, ...]) -> str | None:
     first, more = failures[0], len(failures) - 1
     tree = f"{first.tree}: " if first.tree else ""
     return f"{tree}{first.kind}: {first.message}" + (f" (and {more} more)" if more else "")
+
+
+def _correctness(after: SuiteRun, numerics: Numerics, failures: tuple[Failure, ...]) -> Axis:
+    """The contract tests' axis, which passes only where the numeric cases do as well."""
+    axis, cases = _axis("contract", after, failures), numerics.after.cases
+    wrong = sum(case.status == "fail" for case in cases)
+    if wrong:
+        return Axis(status="fail", reason=f"{wrong} of {len(cases)} numeric cases are wrong; {axis.reason}")
+    told = f"; {len(cases)} numeric cases are as near to the oracle as vanilla" if axis.status == "pass" else ""
+    return Axis(status=axis.status, reason=axis.reason + told)
 
 
 def _axis(expectation: Expectation, after: SuiteRun, failures: tuple[Failure, ...]) -> Axis:

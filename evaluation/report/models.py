@@ -5,10 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from evaluation.judge.record import Numerics
 from evaluation.suite.probe import Device, Machine
 from evaluation.suite.result import CaseResult, Failure, NotRun, Record
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Status = Literal["pass", "fail", "inconclusive", "not_measured"]
 
@@ -96,7 +97,7 @@ class Axis(Record):
 
 
 class Verdict(Record):
-    """Correctness: the contract tests; deployability: the upgrade tests; both of the after tree."""
+    """Of the after tree. Correctness: the contract tests and the numeric cases; deployability: the upgrade tests."""
 
     correctness: Axis
     deployability: Axis
@@ -107,7 +108,7 @@ class Verdict(Record):
 class Report(Record):
     """One evaluation. `success` is true exactly when `error` is null and `failures` is empty."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.1"] = SCHEMA_VERSION
     run_id: str
     started_at: datetime
     finished_at: datetime
@@ -118,6 +119,7 @@ class Report(Record):
     after: TreeSection
     comparison: Comparison
     results: Results
+    numerics: Numerics
     verdict: Verdict
     failures: tuple[Failure, ...]
     success: bool

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evaluation.judge.record import NumericsRun
 from evaluation.report.models import Report, Status, TreeResults
 from evaluation.suite.result import exit_code
 from evaluation.suite.show import print_failures, print_not_run
@@ -18,12 +19,20 @@ _WORDS = {0: "[bold green]SUCCESS[/]", 1: "[bold red]FAILED[/]", 3: "[bold yello
 def print_report(console: Console, report: Report, file: Path) -> None:
     reason = report.error or report.comparison.improvement_summary
     console.print(f"\n{_WORDS[exit_code(report.failures)]} {escape(reason)}\n", soft_wrap=True)
-    cases = (*report.results.after.tests, *report.results.before.tests)
-    print_failures(console, report.failures, {case.nodeid: case for case in reversed(cases)})
+    print_failures(console, report.failures, _messages(report))
     console.print(_axes(report))
     console.print(_counts(report))
     print_not_run(console, report.results.after.not_run)
     console.print(f"report: {file}", soft_wrap=True)
+
+
+def _messages(report: Report) -> dict[str, str | None]:
+    """What is wrong by the name of a test or of a numeric case; where both trees have it, after's."""
+    tests = (*report.results.before.tests, *report.results.after.tests)
+    numbers = (*report.numerics.before.cases, *report.numerics.after.cases)
+    return {test.nodeid: test.message for test in tests} | {
+        case.name: "; ".join(case.problems) for case in numbers if case.problems
+    }
 
 
 def _axes(report: Report) -> Table:
@@ -38,9 +47,18 @@ def _counts(report: Report) -> Table:
     for expectation in ("contract", "upgrade"):
         columns = [_count(results, expectation) for results in (report.results.before, report.results.after)]
         table.add_row(expectation, *columns)
+    table.add_row("numeric", *(_numbers(run) for run in (report.numerics.before, report.numerics.after)))
     seconds = (report.before.tests.duration_seconds, report.after.tests.duration_seconds)
     table.add_row("seconds", *(f"{each:.0f}" for each in seconds))
     return table
+
+
+def _numbers(run: NumericsRun) -> str:
+    """Outcomes of the numeric cases, and the largest error as a share of its bound."""
+    shares = [case.worst.error / case.worst.bound for case in run.cases if case.worst and case.worst.error is not None]
+    counts = Counter("passed" if case.status == "pass" else "failed" for case in run.cases)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    return f"{told}, at most {max(shares):.2g} of the bound" if shares else told or "none"
 
 
 def _count(results: TreeResults, expectation: str) -> str:

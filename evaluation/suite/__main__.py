@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     failures = judge_tree(run)
     console = Console()
     if failures:
-        print_failures(console, failures, {case.nodeid: case for case in run.cases})
+        print_failures(console, failures, {case.nodeid: case.message for case in run.cases})
         console.print(f"[bold red]FAILED[/]: {options.role} did not do what was declared")
     else:
         upgrades = "fail" if options.role == "before" else "pass"

@@ -1,13 +1,15 @@
-"""Runs the suite on both trees and gathers every failure."""
+"""Runs the suite and the numeric cases on both trees and gathers every failure."""
 
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from evaluation.judge.record import Numerics
 from evaluation.suite.judge import judge_pair, judge_tree
 from evaluation.suite.probe import Machine, describe_machine
 from evaluation.suite.progress import progress
@@ -21,6 +23,9 @@ from evaluation.suite.result import (
     grader_is_to_blame,
 )
 from evaluation.suite.run import Settings, prepare, run_suite
+from evaluation.suite.stage import Staged
+
+Judge = Callable[[Staged, Staged, Settings, Console, Machine], tuple[Numerics, tuple[Failure, ...]]]
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,26 @@ class PairRun:
     machine: Machine
     before: SuiteRun
     after: SuiteRun
+    numerics: Numerics
     failures: tuple[Failure, ...]
 
 
-def run_pair(before: Path, after: Path, settings: Settings, console: Console) -> PairRun:
+def run_pair(before: Path, after: Path, settings: Settings, console: Console, judge: Judge) -> PairRun:
     """What goes wrong, the grader's own errors included, is in the result's `failures`."""
-    machine, grader_failures = Machine(), []
+    machine, numerics, grader_failures = Machine(), Numerics(), []
+    wrong_numbers: tuple[Failure, ...] = ()
     runs: dict[Role, SuiteRun] = {
         "before": SuiteRun(role="before", tree=str(before)),
         "after": SuiteRun(role="after", tree=str(after)),
     }
     try:
         machine = describe_machine(settings.device)
-        _run_both(runs, settings, console)
+        with ExitStack() as stack:
+            stages = _run_both(runs, settings, console, stack)
+            if stages:
+                numerics, wrong_numbers = judge(*stages, settings, console, machine)
+                if not numerics.after.cases and not wrong_numbers:
+                    raise GraderError("no numeric case was run")
     except Exception as error:
         if not isinstance(error, GraderError):
             traceback.print_exc(file=sys.stderr)
@@ -50,27 +62,43 @@ def run_pair(before: Path, after: Path, settings: Settings, console: Console) ->
         grader_failures.append(Failure(kind=FailureKind.GRADER_ERROR, tree=None, message=message))
     failures = (
         *grader_failures,
+        *(failure for failure in wrong_numbers if failure.tree == "after"),
         *judge_tree(runs["after"]),
         *judge_tree(runs["before"]),
+        *(failure for failure in wrong_numbers if failure.tree == "before"),
         *judge_pair(runs["before"], runs["after"]),
     )
     ordered = sorted(failures, key=grader_is_to_blame, reverse=True)
-    return PairRun(machine, runs["before"], runs["after"], tuple(ordered))
+    return PairRun(machine, runs["before"], runs["after"], numerics, tuple(ordered))
 
 
-def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console) -> None:
-    """Replace each run by what happened. No suite runs unless both trees can be imported."""
-    with ExitStack() as stack:
-        stages = []
-        for role, run in runs.items():
-            try:
-                stages.append(prepare(stack, Path(run.tree), role, settings.timeout))
-            except TreeProblem as problem:
-                runs[role] = run.model_copy(update={"failures": (problem.failure(role),)})
-        if len(stages) < len(runs):
-            return
-        for stage in stages:
-            with progress(console, f"{stage.role}: {stage.source}") as on_output:
-                runs[stage.role] = run_suite(stage, settings, on_output)
-            if runs[stage.role].failures:
-                return
+def judge_numbers(
+    before: Staged, after: Staged, settings: Settings, console: Console, machine: Machine
+) -> tuple[Numerics, tuple[Failure, ...]]:
+    """Imports torch, which takes seconds and may fail: only here, where that is the grader's error."""
+    from evaluation.judge.cases import cases
+    from evaluation.judge.numerics import judge_numerics
+
+    device = "cuda" if machine.gpus and settings.device != "cpu" else "cpu"
+    return judge_numerics(before, after, cases(settings.quick), settings.timeout, device, console)
+
+
+def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console, stack: ExitStack) -> list[Staged]:
+    """Replace each run by what happened. No suite runs unless both trees can be imported.
+
+    Returns both stages, open as long as `stack` is; none where a run broke.
+    """
+    stages = []
+    for role, run in runs.items():
+        try:
+            stages.append(prepare(stack, Path(run.tree), role, settings.timeout))
+        except TreeProblem as problem:
+            runs[role] = run.model_copy(update={"failures": (problem.failure(role),)})
+    if len(stages) < len(runs):
+        return []
+    for stage in stages:
+        with progress(console, f"{stage.role}: {stage.source}") as on_output:
+            runs[stage.role] = run_suite(stage, settings, on_output)
+        if runs[stage.role].failures:
+            return []
+    return stages

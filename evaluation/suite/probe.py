@@ -49,6 +49,8 @@ def check_import(staged: Staged, timeout: float) -> None:
     command = [sys.executable, "-P", str(_WORKERS / "import_tree.py"), str(result), str(staged.tree)]
     limit = min(timeout, IMPORT_SECONDS)
     done = run_bounded(command, cwd=staged.scratch, env=staged.env, timeout=limit, stdin=nonce.encode())
+    if done.broken:
+        raise TreeProblem(FailureKind.LIMIT_BROKEN, f"import mmdit {done.broken}")
     if done.return_code is None:
         raise TreeProblem(FailureKind.IMPORT_HANG, f"import mmdit did not return within {limit:g} s")
     if done.return_code < 0:

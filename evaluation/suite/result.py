@@ -31,6 +31,9 @@ class FailureKind(StrEnum):
     IMPORT_EXIT = "import_exit"
     IMPORT_CRASHED = "import_crashed"
 
+    # Its processes took more of the machine than they may.
+    LIMIT_BROKEN = "limit_broken"
+
     # The suite did not run to its end, or its report cannot be believed.
     TIMEOUT = "timeout"
     CRASHED = "crashed"
@@ -52,12 +55,28 @@ class FailureKind(StrEnum):
     MISSING_TESTS = "missing_tests"
     EXPECTATION_DIFFERS = "expectation_differs"
 
+    # The numeric cases: the worker did not run to its end, or what the tree computes is wrong.
+    WORKER_LIMIT_BROKEN = "worker_limit_broken"
+    WORKER_TIMEOUT = "worker_timeout"
+    WORKER_CRASHED = "worker_crashed"
+    WORKER_NO_RESULT = "worker_no_result"
+    NUMERICS_WRONG = "numerics_wrong"
+
     # The grader could not do its work.
     GRADER_ERROR = "grader_error"
 
 
-RUN_PROBLEMS = frozenset(
+WORKER_PROBLEMS = frozenset(
     {
+        FailureKind.WORKER_LIMIT_BROKEN,
+        FailureKind.WORKER_TIMEOUT,
+        FailureKind.WORKER_CRASHED,
+        FailureKind.WORKER_NO_RESULT,
+    }
+)
+RUN_PROBLEMS = WORKER_PROBLEMS | frozenset(
+    {
+        FailureKind.LIMIT_BROKEN,
         FailureKind.TIMEOUT,
         FailureKind.CRASHED,
         FailureKind.NO_REPORT,

@@ -78,6 +78,8 @@ def _command(settings: Settings, role: Role, report_file: Path) -> list[str]:
 
 
 def _report_of(done: Finished, timeout: float, report_file: Path) -> PytestReport:
+    if done.broken:
+        raise TreeProblem(FailureKind.LIMIT_BROKEN, f"the suite's run {done.broken}")
     if done.return_code is None:
         raise TreeProblem(FailureKind.TIMEOUT, f"the suite did not end within {timeout:g} s")
     if done.return_code < 0:

@@ -10,13 +10,15 @@ from jsonschema import ValidationError as SchemaError
 from pydantic import ValidationError
 from rich.console import Console
 
+from evaluation.judge.record import CaseNumbers, Numerics, NumericsRun
 from evaluation.report import schema, write
+from evaluation.report.build import verdict
 from evaluation.report.junit import to_junit
 from evaluation.report.models import Report
 from evaluation.report.schema import MODELS, schema_file, validate
 from evaluation.report.summary import print_report
 from evaluation.report.write import write_atomically, write_record
-from evaluation.suite.result import Record
+from evaluation.suite.result import Failure, FailureKind, Record, exit_code
 from evaluation.tests.conftest import Kata
 
 pytestmark = pytest.mark.usefixtures("known_machine")
@@ -62,7 +64,9 @@ def test_a_success_says_so_everywhere(kata: Kata):
         "speed": "not_measured",
         "integrity": "not_measured",
     }
-    assert report.verdict.correctness.reason == "2 contract tests passed, 1 were not run"
+    assert report.verdict.correctness.reason == (
+        "2 contract tests passed, 1 were not run; 1 numeric cases are as near to the oracle as vanilla"
+    )
     assert report.comparison.fail_to_pass == (
         "test_square.py::test_perimeter",
         "test_square.py::test_large_perimeter",
@@ -111,6 +115,47 @@ def test_a_failing_before_tree_leaves_the_axes_of_after_inconclusive(
     assert report.error.startswith(error)
     assert (report.verdict.correctness.status, report.verdict.deployability.status) == (correctness, deployability)
     assert not report.success
+
+
+def numbers(**after: object) -> Numerics:
+    run = NumericsRun(cases=(CaseNumbers(name="case", status="pass", worst=None, problems=()),))
+    return Numerics(seed=1, before=run, after=run.model_copy(update=after))
+
+
+WRONG = Failure(kind=FailureKind.NUMERICS_WRONG, tree="after", message="m", nodeids=("case",))
+WRONG_CASE = CaseNumbers(name="case", status="fail", worst=None, problems=("0.x_out is all zeros",))
+
+
+@pytest.mark.parametrize(
+    ("judged", "correctness", "reason"),
+    [
+        ((numbers(cases=(WRONG_CASE,)), (WRONG,)), "fail", "1 of 1 numeric cases are wrong; after: numerics_wrong: m"),
+        ((numbers(), (WRONG.model_copy(update={"tree": "before"}),)), "inconclusive", "before: numerics_wrong: m"),
+    ],
+    ids=["after", "before"],
+)
+def test_wrong_numbers_fail_correctness_and_nothing_else(
+    kata: Kata, monkeypatch: pytest.MonkeyPatch, judged: object, correctness: str, reason: str
+):
+    monkeypatch.setattr("evaluation.tests.conftest.right_numbers", lambda *_: judged)
+    pair = kata.grade()
+    axes = verdict(pair.after, pair.numerics, pair.failures)
+    assert (axes.correctness.status, axes.correctness.reason) == (correctness, reason)
+    assert axes.deployability.status == "pass"
+
+
+def test_no_numeric_case_is_no_verdict(kata: Kata, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("evaluation.tests.conftest.right_numbers", lambda *_: (numbers(cases=()), ()))
+    report = kata.report()
+    assert report.error == "grader_error: no numeric case was run"
+    assert exit_code(report.failures) == 3
+
+
+def test_the_summary_tells_wrong_cases_with_their_problems(kata: Kata, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("evaluation.tests.conftest.right_numbers", lambda *_: (numbers(cases=(WRONG_CASE,)), (WRONG,)))
+    out = io.StringIO()
+    print_report(Console(file=out, width=200), kata.report(), Path("/r/report.json"))
+    assert "    0.x_out is all zeros" in out.getvalue().splitlines()
 
 
 def test_models_and_schema_refuse_unknown_keys_and_numbers_that_are_none(kata: Kata):

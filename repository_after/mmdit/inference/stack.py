@@ -77,6 +77,7 @@ def run_fused(
     persists = not problem and persistent_obstacle(x, length, attention.num_head, forward) is None
     tier = f"rows tier, not tiles: {problem}" if problem else "tiles tier, persistent" if persists else "tiles tier"
     takes_fused("stack", x, how=f"; {tier}")
+    # after the inputs, which the next kernel reads before its wait: see ops/stack_rows/kernel.py
     modulations = stack_modulation(blocks[0].conditioning, weights, streams, y)
     run = run_rows if problem else run_persistent if persists else run_tiles
     x_out, context_out = run(layers, modulations, *inputs, mask, start, *tables)

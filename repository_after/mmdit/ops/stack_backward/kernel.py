@@ -10,6 +10,7 @@ import triton.language as tl
 
 from mmdit.ops.stack_rows.kernel_parts import (
     dropout_factor,
+    load_angles,
     load_vector,
     locate,
     rotate,
@@ -240,6 +241,7 @@ def heads_backward_kernel(
     b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
     tl.store(p_h + o_x, b_h, mask=m_d[None, :])
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
+    b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HALF)
     for part in tl.static_range(3):
         o_weight = (part * DIM + o_d)[:, None] * DIM + o_d[None, :]
         b_weight = tl.load(p_weight + o_weight, mask=m_d[:, None] & m_d[None, :], other=0.0)
@@ -253,7 +255,7 @@ def heads_backward_kernel(
             p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
             b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0).to(tl.float32)
             b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b, b_d_a = rotate(b_d_b, b_d_a, p_cos, p_sin, start + o_stream, m_rotary, HALF)  # back
+            b_d_b, b_d_a = rotate(b_d_b, b_d_a, b_cos, b_sin, HALF)  # back
             b_d = tl.interleave(b_d_a, b_d_b)
             if part == 0:
                 b_d *= SCALE

@@ -77,10 +77,10 @@ def mlp_weights_kernel(
     is_context, first, last, own, skip = first_tile(split, span, x_splits, B, x_tiles, tiles)
     o_d, o_f = tl.arange(0, BLOCK_D), chunk * BLOCK_F + tl.arange(0, BLOCK_F)
     m_d, m_f = o_d < DIM, o_f < FORWARD
-    b_up = load_weight(tl.where(is_context, p_up_c, p_up_x), o_f, o_d, DIM, m_f, m_d)  # (BLOCK_D, BLOCK_F)
-    p_down = tl.where(is_context, p_down_c, p_down_x) + o_d[:, None] * FORWARD + o_f[None, :]
-    b_down = tl.load(p_down, mask=m_d[:, None], other=0.0)  # (BLOCK_D, BLOCK_F)
-    b_bias = tl.load(tl.where(is_context, p_up_bias_c, p_up_bias_x) + o_f).to(tl.float32)[None, :]
+    p_up = tl.where(is_context, p_up_c, p_up_x)
+    b_up = tl.load(p_up + o_f[:, None] * DIM + o_d[None, :], mask=m_d[None, :], other=0.0)  # (BLOCK_F, BLOCK_D)
+    b_down = load_weight(tl.where(is_context, p_down_c, p_down_x), o_d, o_f, FORWARD, m_d, m_f)  # (BLOCK_F, BLOCK_D)
+    b_bias = tl.load(tl.where(is_context, p_up_bias_c, p_up_bias_x) + o_f).to(tl.float32)[:, None]
     b_d_up = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     b_d_down = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     b_d_bias = tl.zeros((BLOCK_F,), tl.float32)
@@ -90,12 +90,13 @@ def mlp_weights_kernel(
         m_x = m_row[:, None] & m_d[None, :]
         b_h = tl.load(p_h + o_x, mask=m_x, other=0.0)
         b_d_m = tl.load(p_d_m + o_x, mask=m_x, other=0.0)
-        b_pre = tl.dot(b_h, b_up, input_precision=PRECISION) + b_bias
+        b_pre = tl.dot(b_up, tl.trans(b_h), input_precision=PRECISION) + b_bias  # (BLOCK_F, T)
+        b_d_pre = tl.dot(b_down, tl.trans(b_d_m), input_precision=PRECISION)
         b_u, b_slope = silu_and_slope(b_pre, APPROXIMATE)
-        b_d_pre = tl.dot(b_d_m, b_down, input_precision=PRECISION) * b_slope
-        b_d_bias += tl.sum(b_d_pre, 0)
-        b_d_up = tl.dot(tl.trans(b_d_pre.to(b_h.dtype)), b_h, b_d_up, input_precision=PRECISION)
-        b_d_down = tl.dot(tl.trans(b_u.to(b_h.dtype)), b_d_m, b_d_down, input_precision=PRECISION)
+        b_d_pre *= b_slope
+        b_d_bias += tl.sum(b_d_pre, 1)
+        b_d_up = tl.dot(b_d_pre.to(b_h.dtype), b_h, b_d_up, input_precision=PRECISION)
+        b_d_down = tl.dot(b_u.to(b_h.dtype), b_d_m, b_d_down, input_precision=PRECISION)
     p_parts += split.to(tl.int64) * size + 4 * DIM * DIM
     m_w = m_f[:, None] & m_d[None, :]
     tl.store(p_parts + o_f[:, None] * DIM + o_d[None, :], b_d_up, mask=m_w)

@@ -38,11 +38,11 @@ def pack_kernel(
     if part == parts - 1:
         o_row = tl.arange(0, triton.next_power_of_2(8 + ups))
         o_d = tl.arange(0, 128)
-        field = tl.where(o_row < 3, 1, tl.where(o_row < 5, o_row - 1, tl.where(o_row < 7, o_row, 8)))
-        field = tl.where(o_row == 7, 10, field)
+        fields = tl.where(o_row < 3, 1, tl.where(o_row < 5, o_row - 1, tl.where(o_row < 7, o_row, 8)))
+        fields = tl.where(o_row == 7, 10, fields)
         o_from = tl.where(o_row < 3, o_row, tl.maximum(o_row - 8, 0)) * 128
         m_row = (o_row < 8 + ups)[:, None]
-        p_from = tl.load(p_row + field).to(p_vectors.dtype)
+        p_from = tl.load(p_row + fields).to(p_vectors.dtype)
         b_rows = tl.load((p_from + o_from)[:, None] + o_d[None, :], mask=m_row)
         tl.store(p_vectors + stream * (1024 + FORWARD) + o_row[:, None] * 128 + o_d[None, :], b_rows, mask=m_row)
     else:

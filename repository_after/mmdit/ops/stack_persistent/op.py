@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdit.attention import RMS_EPS
 from mmdit.inference.weights import NORM_EPS, LayerWeights, StreamWeights
 from mmdit.ops.joint_attention.op import LARGEST_SUM, LOG2_E, pack_mask
-from mmdit.ops.stack_persistent.tuning import ROWS, TILES, samples_at_once
+from mmdit.ops.stack_persistent.tuning import ROWS, TILES, registers, samples_at_once
 from mmdit.ops.stack_rows.tuning import PADDING
 from mmdit.runtime.addresses import addresses
 from mmdit.runtime.launch import can_chain, launch
@@ -117,6 +117,6 @@ def _launch(
             *(LARGEST_SUM[x.dtype], NORM_EPS, RMS_EPS),
         ),
         warps=4,
-        maxnreg=128,  # four programs to a multiprocessor
+        maxnreg=registers(len(x), x),
         launch_cooperative_grid=True,
     )

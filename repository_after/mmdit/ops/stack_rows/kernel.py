@@ -14,11 +14,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_rows.kernel_parts import (
     dropout_factor,
+    load_angles,
+    load_halves,
     load_projection,
     load_vector,
     load_weight,
     locate,
     modulated_norm,
+    norm,
     project,
     row_mean,
     silu,
@@ -59,38 +62,44 @@ def qkv_kernel(
     p_qnorm, p_knorm = tl.where(is_context, p_qnorm_c, p_qnorm_x), tl.where(is_context, p_knorm_c, p_knorm_x)
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     part = tl.program_id(0) % PARTS
+    if p_start is not None:
+        start += tl.load(p_start + sample).to(tl.int32)
+    m_rotary = m_row & (is_context == 0)
     if PARTS == 3:
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
+        b_norm_a, b_norm_b = load_halves(tl.where(part == 0, p_qnorm, p_knorm), part, DIM, BLOCK_D)
+        b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HEAD_DIM // 2)
     o_x = o_row[:, None] * DIM + o_d[None, :] + sample * rows * DIM
     if FIRST:
         p_from = tl.where(is_context, p_c + sample * c_batch, p_x + sample * x_batch)
-        b_x = tl.load(
-            p_from + o_stream[:, None] * tl.where(is_context, c_row, x_row) + o_d[None, :], mask=m_x, other=0.0
-        )
-        b_x = b_x.to(tl.float32)
+        p_from += o_stream[:, None] * tl.where(is_context, c_row, x_row)
+        b_x = tl.load(p_from + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
+        b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
+    else:
+        b_branch = load_vector(tl.where(is_context, p_down_c, p_down_x), DIM, BLOCK_D)
+        b_gate = load_vector(p_modulation - (STREAMS * 6 - 5) * DIM, DIM, BLOCK_D)
+        b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    if FIRST:
+        b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
     else:
         b_x = tl.load(p_x + o_x, mask=m_x, other=0.0)
-        b_branch = load_vector(tl.where(is_context, p_down_c, p_down_x), DIM, BLOCK_D)
         for index in tl.static_range(SLICES):
             b_branch += tl.load(p_c + index * slice_stride + o_x, mask=m_x, other=0.0)
-        b_x += load_vector(p_modulation - (STREAMS * 6 - 5) * DIM, DIM, BLOCK_D) * b_branch
+        b_x += b_gate * b_branch
+        b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
     if part == 0 and p_residual is not None:
         tl.store(p_residual + o_x, b_x, mask=m_x)
     if part == 0 and p_kept is not None:
         tl.store(p_kept + o_x, b_x.to(p_kept.dtype.element_ty), mask=m_x)
-    b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
-    b_h = modulated_norm(b_x, b_scale, b_shift, NORM_EPS, DIM, BLOCK_D).to(p_qkv.dtype.element_ty)
-    if p_start is not None:
-        start += tl.load(p_start + sample).to(tl.int32)
-    m_rotary = m_row & (is_context == 0)
+    b_h = (b_h * (1.0 + b_scale) + b_shift).to(p_qkv.dtype.element_ty)
     p_qkv += sample * rows * DIM
     if PARTS == 3:
         project(
-            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, tl.where(part == 0, p_qnorm, p_knorm), p_cos, p_sin,
-            p_qkv + part * qkv_part, o_row, start + o_stream, m_row, m_rotary,
+            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin,
+            p_qkv + part * qkv_part, o_row, m_row,
             SCALE, RMS_EPS, DIM, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     else:
@@ -107,11 +116,13 @@ def project_all(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q, k and v of rows h (T, BLOCK_D), one after the other."""
+    b_cos, b_sin = load_angles(p_cos, p_sin, o_position, m_rotary, HEAD_DIM // 2)
     for part in tl.static_range(3):
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
+        b_norm_a, b_norm_b = load_halves(p_qnorm if part == 0 else p_knorm, part, DIM, BLOCK_D)
         project(
-            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, p_qnorm if part == 0 else p_knorm, p_cos, p_sin,
-            p_qkv + part * qkv_part, o_row, o_position, m_row, m_rotary,
+            b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin,
+            p_qkv + part * qkv_part, o_row, m_row,
             SCALE, EPS, DIM, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
 

@@ -38,12 +38,18 @@ def row_mean(b_x, DIM: tl.constexpr):
 
 
 @triton.jit
-def modulated_norm(b_x, b_scale, b_shift, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """LayerNorm(x) * (1 + scale) + shift, fp32 (T, BLOCK_D)."""
+def norm(b_x, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """LayerNorm(x), without weights, fp32 (T, BLOCK_D)."""
     b_x -= row_mean(b_x, DIM)
     if DIM != BLOCK_D:
         b_x = tl.where((tl.arange(0, BLOCK_D) < DIM)[None, :], b_x, 0.0)
-    return b_x * tl.rsqrt(row_mean(b_x * b_x, DIM) + EPS) * (1.0 + b_scale) + b_shift
+    return b_x * tl.rsqrt(row_mean(b_x * b_x, DIM) + EPS)
+
+
+@triton.jit
+def modulated_norm(b_x, b_scale, b_shift, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """LayerNorm(x) * (1 + scale) + shift, fp32 (T, BLOCK_D)."""
+    return norm(b_x, EPS, DIM, BLOCK_D) * (1.0 + b_scale) + b_shift
 
 
 @triton.jit
@@ -98,11 +104,27 @@ def load_projection(p_weight, p_bias, part, DIM: tl.constexpr, BLOCK_D: tl.const
 
 
 @triton.jit
-def rotate(b_a, b_b, p_cos, p_sin, o_position, m_rotary, HALF: tl.constexpr):
-    """Rotate the pairs (a, b), each (T, D / 2), whose angles are those of a head (T, 1, HALF)."""
+def load_angles(p_cos, p_sin, o_position, m_rotary, HALF: tl.constexpr):
+    """Cosines and sines (T, HALF)."""
     o_angle = o_position[:, None] * HALF + tl.arange(0, HALF)[None, :]
-    b_cos = tl.expand_dims(tl.load(p_cos + o_angle, mask=m_rotary[:, None], other=1.0), 1)
-    b_sin = tl.expand_dims(tl.load(p_sin + o_angle, mask=m_rotary[:, None], other=0.0), 1)
+    b_cos = tl.load(p_cos + o_angle, mask=m_rotary[:, None], other=1.0)
+    b_sin = tl.load(p_sin + o_angle, mask=m_rotary[:, None], other=0.0)
+    return b_cos, b_sin
+
+
+@triton.jit
+def load_halves(p_norm, part, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The weights (1, BLOCK_D / 2) of q's or k's norm, for both halves."""
+    o_a, o_b = columns(part, DIM, BLOCK_D)
+    m_half = tl.arange(0, BLOCK_D // 2) < DIM // 2
+    b_a = tl.load(p_norm + o_a, mask=m_half, other=0.0).to(tl.float32)[None, :]
+    return b_a, tl.load(p_norm + o_b, mask=m_half, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def rotate(b_a, b_b, b_cos, b_sin, HALF: tl.constexpr):
+    """Rotate the pairs (a, b), each (T, D / 2), whose angles are those of a head (T, HALF)."""
+    b_cos, b_sin = tl.expand_dims(b_cos, 1), tl.expand_dims(b_sin, 1)
     b_a = tl.reshape(b_a, b_a.shape[0], b_a.shape[1] // HALF, HALF)
     b_b = tl.reshape(b_b, b_b.shape[0], b_b.shape[1] // HALF, HALF)
     b_first, b_second = b_a * b_cos - b_b * b_sin, b_a * b_sin + b_b * b_cos
@@ -112,7 +134,7 @@ def rotate(b_a, b_b, p_cos, p_sin, o_position, m_rotary, HALF: tl.constexpr):
 
 @triton.jit
 def project(
-    b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, p_norm, p_cos, p_sin, p_out, o_row, o_position, m_row, m_rotary,
+    b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin, p_out, o_row, m_row,
     SCALE: tl.constexpr, EPS: tl.constexpr, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -126,13 +148,10 @@ def project(
     b_a = tl.dot(b_h, b_wa, input_precision=PRECISION) + b_bias_a
     b_b = tl.dot(b_h, b_wb, input_precision=PRECISION) + b_bias_b
     if part < 2:
-        o_a, o_b = columns(part, DIM, BLOCK_D)
         b_factor = tl.rsqrt(tl.sum(b_a * b_a + b_b * b_b, 1) / DIM + EPS)[:, None]
         if part == 0:
             b_factor *= SCALE
-        b_a *= b_factor * tl.load(p_norm + o_a, mask=m_half, other=0.0).to(tl.float32)[None, :]
-        b_b *= b_factor * tl.load(p_norm + o_b, mask=m_half, other=0.0).to(tl.float32)[None, :]
-        b_a, b_b = rotate(b_a, b_b, p_cos, p_sin, o_position, m_rotary, HALF)
+        b_a, b_b = rotate(b_a * b_factor * b_norm_a, b_b * b_factor * b_norm_b, b_cos, b_sin, HALF)
         run, skip = HEAD_DIM, HALF
     else:
         run, skip = HALF, DIM // 2

@@ -12,7 +12,8 @@ from torch import Tensor
 from mmdit.runtime.architecture import capability, table_key
 
 PADDING = 64  # each stream's rows are padded to a multiple of this, so that no tile holds rows of both
-LATENCY_ROWS = 1024  # up to so many rows, small tiles and a split MLP
+FEW_ROWS = 640  # up to so many rows, small tiles and an MLP in four slices
+LATENCY_ROWS = 1024  # up to so many, in two
 SPLIT_ROWS = 8192  # up to so many rows, the first layer's q, k and v by programs of their own
 LITTLE_SHARED = ((8, 6), (8, 9), (12, 0), (12, 1))  # 99 KB of shared memory; slices of 128 features take 104
 HOPPER_DIM = 128
@@ -40,8 +41,10 @@ def row_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
     if x.dtype == torch.float32:
         return RowTiles(tile=32, qkv_parts=3, qkv_warps=4, slices=1, block_f=32, stages=1, rows_warps=4)
     if rows <= LATENCY_ROWS and forward % 512 == 0:
-        slices = 8 if capability(x) in LITTLE_SHARED else 4
-        return RowTiles(tile=16, qkv_parts=3, qkv_warps=8, slices=slices, block_f=512 // slices, stages=1, rows_warps=8)
+        little = capability(x) in LITTLE_SHARED
+        slices = 8 if little else 4 if rows <= FEW_ROWS else 2
+        block_f, stages = (64, 1) if little else (128, 1 if slices == 4 else 2)
+        return RowTiles(16, qkv_parts=3, qkv_warps=4, slices=slices, block_f=block_f, stages=stages, rows_warps=8)
     hopper = hopper_obstacle(dim, forward, x) is None
     parts = 3 if rows <= SPLIT_ROWS else 1
     return RowTiles(tile=64, qkv_parts=parts, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)

@@ -1,0 +1,39 @@
+"""What the numeric judge says of a tree."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from evaluation.suite.result import Record
+
+
+class Measure(Record):
+    """One output or gradient against its bound; `error` is null where it is not a number at all."""
+
+    name: str
+    error: float | None = Field(description="relative L2 error against the fp64 oracle")
+    bound: float
+
+
+class CaseNumbers(Record):
+    """One case. `worst` is the measure nearest to its bound, or furthest above it."""
+
+    name: str
+    status: Literal["pass", "fail"]
+    worst: Measure | None = Field(description="null: the case gave nothing to measure")
+    problems: tuple[str, ...] = Field(description="what is wrong; empty exactly when the case passes")
+
+
+class NumericsRun(Record):
+    """All cases on one tree, in their order, as far as the worker got."""
+
+    cases: tuple[CaseNumbers, ...] = ()
+    duration_seconds: float = 0.0
+
+
+class Numerics(Record):
+    """Both trees on the same cases. `seed` is drawn after the suite has run, and no candidate ever sees it."""
+
+    seed: int | None = Field(default=None, description="null: no case was run")
+    before: NumericsRun = NumericsRun()
+    after: NumericsRun = NumericsRun()

@@ -1,0 +1,104 @@
+"""What a candidate's processes may take of the machine, and how that is watched. Linux only."""
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 1 << 30
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_THREADS = 64  # of a process, which RLIMIT_NPROC counts as well
+_LOOK_SECONDS = 0.2
+_WALK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a command and all that descends from it. Memory is what is resident, summed over the processes."""
+
+    memory_bytes: int = 0  # 0: three quarters of what the machine or the container has
+    processes: int = 256
+    output_bytes: int = GIB
+    folder_bytes: int = 4 * GIB  # in the scratch folder
+    file_bytes: int = 4 * GIB  # one file, anywhere
+
+    def resource_limits(self) -> dict[str, int]:
+        """By the kernel's hand. Processes count with all threads of this user, and for root not at all."""
+        running = sum(1 for _ in Path("/proc").glob("[0-9]*/task/*"))
+        return {"RLIMIT_FSIZE": self.file_bytes, "RLIMIT_NPROC": running + _THREADS * self.processes}
+
+
+class Watch:
+    """Looks at a command's processes now and then; `broken` says which limit they broke."""
+
+    def __init__(self, root: int, folder: Path, limits: Limits) -> None:
+        self.root, self.folder, self.limits = root, folder, limits
+        self.memory = limits.memory_bytes or _memory_of_this_machine() * 3 // 4
+        self.output = 0
+        self.broken: str | None = None
+        self._look = self._walk = time.monotonic()
+
+    def __call__(self, written: int) -> str | None:
+        """Count `written` more bytes of output and look; the name of a broken limit, once there is one."""
+        self.output += written
+        now = time.monotonic()
+        if self.output > self.limits.output_bytes:
+            self.broken = f"printed more than {_told(self.limits.output_bytes)}"
+        elif now >= self._look:
+            self._look = now + _LOOK_SECONDS
+            self.broken = self._processes()
+            if self.broken is None and now >= self._walk:
+                size = size_of(self.folder)
+                self._walk = time.monotonic() + _WALK_SECONDS
+                if size > self.limits.folder_bytes:
+                    self.broken = f"wrote more than {_told(self.limits.folder_bytes)} of temporary files"
+        return self.broken
+
+    def _processes(self) -> str | None:
+        found = descendants(self.root)
+        if len(found) > self.limits.processes:
+            return f"started more than {self.limits.processes} processes at once"
+        if sum(found.values()) > self.memory:
+            return f"took more than {_told(self.memory)} of memory"
+        return None
+
+
+def descendants(root: int) -> dict[int, int]:
+    """Resident bytes of every process that descends from `root`, itself left out."""
+    parents, sizes = {}, {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError, IndexError):  # the process ended meanwhile
+                fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                parents[int(name)], sizes[int(name)] = int(fields[1]), int(fields[21]) * _PAGE
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: sizes[pid] for pid in found - {root}}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that the files below `folder` take on the disk."""
+    total, folders = 0, [str(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def _memory_of_this_machine() -> int:
+    total = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max": no limit
+            total = min(total, int(Path(file).read_text(encoding="ascii")))
+    return total
+
+
+def _told(size: int) -> str:
+    return f"{size / GIB:.3g} GiB"
