@@ -141,6 +141,7 @@ class Passes:
                 run.mlp_weights(weights)
             attend_backward(
                 *(gradients.joined, joined, *self._split(heads), lse, self.bits, gradients.heads, self.layout),
+                run.chained,
             )
             halves = self._recomputes or index == 0 or not self.plan.hopper
             run.heads_backward(index, weights, residual, halves)

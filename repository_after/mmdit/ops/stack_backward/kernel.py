@@ -7,6 +7,7 @@ each: of the six modulations (see MODULATION), then of the gradients in the orde
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_rows.kernel_parts import (
     dropout_factor,
@@ -90,7 +91,7 @@ def block_backward_kernel(
     row, L, C, x_tiles, tiles,
     TILE: tl.constexpr, ROWS: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr, APPROXIMATE: tl.constexpr,
     DIM: tl.constexpr, FORWARD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, P: tl.constexpr,
+    PRECISION: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From d_out to d_mid and d_o, for mid = residual + gate_attn rms(o Wo^T + bo) norm and
     out = mid + gate_mlp drop(silu(h W1^T + b1) W2^T + b2), h = LayerNorm(mid) (1 + scale_mlp) + shift_mlp.
@@ -114,6 +115,9 @@ def block_backward_kernel(
     p_out_bias = tl.where(is_context, p_out_bias_c, p_out_bias_x)
     p_out_norm = tl.where(is_context, p_out_norm_c, p_out_norm_x)
 
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     for start in tl.range(0, TILE, ROWS, num_stages=1):
         o_x = (start + o_rows) * DIM + o_d[None, :]
         m_x = (start + o_rows < left) & m_d[None, :]
@@ -204,7 +208,7 @@ def heads_backward_kernel(
     modulation_batch, qkv_part,
     row, start, L, C, x_tiles, tiles,
     TILE: tl.constexpr, HALVES: tl.constexpr, SCALE: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr,
-    DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From d_q, d_k, d_v to d_residual, for q = SCALE rotary(rms(h Wq^T + bq) qnorm),
     k = rotary(rms(h Wk^T + bk) knorm), v = h Wv^T + bv, h = LayerNorm(residual) (1 + scale_attn) + shift_attn.
@@ -236,6 +240,9 @@ def heads_backward_kernel(
         o_even, SKIP = o_pair * 2, 1
     m_rotary = m_row & (is_context == 0)
 
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_normed, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)

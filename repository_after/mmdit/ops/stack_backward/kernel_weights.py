@@ -7,6 +7,7 @@ others the context's. p_parts (splits, SIZE) fp32 holds, for each, the matrices 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_backward.kernel import SUMS, silu_and_slope
 from mmdit.ops.stack_rows.kernel_parts import load_weight
@@ -38,6 +39,7 @@ def attention_weights_kernel(
     qkv_part, size,
     L, C, x_tiles, tiles, B, span, x_splits,
     TILE: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """d_W = d_y^T h over the rows of a split. Grid: (splits * 4,)."""
     split, part = tl.program_id(0) // 4, tl.program_id(0) % 4
@@ -47,6 +49,9 @@ def attention_weights_kernel(
     p_in = tl.where(part == 3, p_o, p_h)
     p_d = tl.where(part == 3, p_d_a, p_d_qkv + part * qkv_part)
     b_sum = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     for tile in tl.range(first, last, num_stages=STAGES):
         o_row, m_row = rows_of(tile, own, skip, tiles, tl.where(is_context, C, L), TILE)
         o_x = o_row[:, None] * DIM + o_d[None, :]
@@ -69,6 +74,7 @@ def mlp_weights_kernel(
     L, C, x_tiles, tiles, B, span, x_splits,
     TILE: tl.constexpr, APPROXIMATE: tl.constexpr, DIM: tl.constexpr, FORWARD: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_F: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """d_W1 = d_pre^T h, d_W2 = d_m^T silu(pre) and d_b1 = sum of d_pre over the rows of a split, for BLOCK_F of the
     features, whose pre = h W1^T + b1 and d_pre = (d_m W2) silu'(pre) are computed again. Grid: (splits * F / BLOCK_F,).
@@ -84,6 +90,9 @@ def mlp_weights_kernel(
     b_d_up = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     b_d_down = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     b_d_bias = tl.zeros((BLOCK_F,), tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     for tile in tl.range(first, last, num_stages=STAGES):
         o_row, m_row = rows_of(tile, own, skip, tiles, tl.where(is_context, C, L), TILE)
         o_x = o_row[:, None] * DIM + o_d[None, :]
@@ -114,6 +123,7 @@ def sum_parts_kernel(
     size,
     layer, x_tiles, tiles, B, x_splits, splits,
     LAYERS: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; then,
     where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK)
@@ -122,6 +132,9 @@ def sum_parts_kernel(
     program = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < DIM
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     if program < B * STREAMS:
         sample, stream = (program // STREAMS).to(tl.int64), program % STREAMS
         p_tile = p_sums + (sample * tiles + stream * x_tiles) * SUMS * DIM

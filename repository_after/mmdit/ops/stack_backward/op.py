@@ -4,7 +4,7 @@ the weights'. Its reference is autograd through the modules.
 B batch, L x length, C context length, R rows a sample (see padded_layout), D model dim, H heads, F feed-forward.
 """
 
-from typing import Any, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mmdit.inference.weights import NORM_EPS, LayerWeights, StreamWeights
 from mmdit.ops.joint_attention.op import LOG2_E
 from mmdit.ops.stack_backward.tuning import backward_tiles
 from mmdit.ops.stack_rows.op import HEAD_FIELDS, pairs
-from mmdit.runtime.launch import launch, product_precision
+from mmdit.runtime.launch import can_chain, launch, product_precision
 
 MATRICES = ("qkv_weight", "out_weight", "up_weight", "down_weight", "up_bias")  # an order of the kernels'
 VECTORS = ("qkv_bias", "query_norm", "key_norm", "out_bias", "out_norm", "down_bias")
@@ -67,7 +67,7 @@ class RowBackward:
         self.like, self.batch, self.modulation, self.forward = like, batch, modulation, forward
         self.cos, self.sin, self.seeds, self.p = cos, sin, seeds, p
         self.start, self.starts = (0, start_pos) if isinstance(start_pos, Tensor) else (start_pos or 0, None)
-        self.plan = plan = backward_tiles(like, batch * rows)
+        self.plan = plan = backward_tiles(like, batch * rows, forward)
         self.tiles, self.x_tiles = rows // plan.rows, x_rows // plan.rows
         self.lengths = (length, context_length, self.x_tiles, self.tiles)
         weights_tiles, weights_x_tiles = rows // plan.weights_tile, x_rows // plan.weights_tile
@@ -81,7 +81,8 @@ class RowBackward:
         self.size = (4 * self.dim + 2 * forward) * self.dim + forward
         self.block = max(16, 1 << (self.dim - 1).bit_length())
         self.approximate = like.is_cuda and like.dtype != torch.float32
-        self.precision = product_precision()
+        self.precision, self.chained = product_precision(), can_chain(like)
+        self.options: Dict[str, Any] = {"launch_pdl": True} if self.chained else {}
         shape = (batch, rows, self.dim)
         halves = like.new_empty(5, *shape)
         self.gradients = Gradients(
@@ -120,9 +121,10 @@ class RowBackward:
                     self.block,
                     plan.block_f,
                 ),
-                *(plan.stages, self.precision, self.p),
+                *(plan.stages, self.precision, self.p, self.chained),
             ),
             warps=plan.block_warps,
+            **self.options,
         )
 
     def heads_backward(self, index: int, weights: LayerWeights, residual: Tensor, halves: bool) -> None:
@@ -143,9 +145,10 @@ class RowBackward:
             lengths=(index * self.streams, self.start, *self.lengths),
             constants=(
                 *(plan.rows, halves, LOG2_E / self.head_dim**0.5, NORM_EPS, RMS_EPS, self.dim, self.head_dim),
-                *(self.block, self.precision),
+                *(self.block, self.precision, self.chained),
             ),
             warps=plan.heads_warps,
+            **self.options,
         )
 
     def mlp_weights(self, weights: LayerWeights) -> None:
@@ -164,9 +167,10 @@ class RowBackward:
             lengths=self.weights_lengths,
             constants=(
                 *(plan.weights_tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
-                *(plan.weights_stages, self.precision),
+                *(plan.weights_stages, self.precision, self.chained),
             ),
             warps=plan.mlp_weights_warps,
+            **self.options,
         )
 
     def attention_weights(self, joined: Tensor) -> None:
@@ -180,8 +184,9 @@ class RowBackward:
             tensors=(gradients.joined, gradients.heads, joined, gradients.attended, gradients.parts),
             strides=(gradients.heads.stride(0), self.size),
             lengths=self.weights_lengths,
-            constants=(plan.weights_tile, self.dim, self.block, plan.weights_stages, self.precision),
+            constants=(plan.weights_tile, self.dim, self.block, plan.weights_stages, self.precision, self.chained),
             warps=plan.attention_weights_warps,
+            **self.options,
         )
 
     def sum_up(self, index: int, wanted: bool) -> Tuple[Optional[StreamWeights], ...]:
@@ -200,8 +205,9 @@ class RowBackward:
             ),
             strides=(self.size,),
             lengths=(index, self.x_tiles, self.tiles, self.batch, self.x_splits, self.splits),
-            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block),
+            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block, self.chained),
             warps=4,
+            **self.options,
         )
         return (None,) * self.streams if flat is None else tuple(self._views(row) for row in flat)
 

@@ -26,10 +26,11 @@ class BackwardTiles(NamedTuple):
     sum_block: int
 
 
-def backward_tiles(x: Tensor, rows: int) -> BackwardTiles:
-    """`rows` is all rows of the call, x any tensor of it."""
+def backward_tiles(x: Tensor, rows: int, forward: int) -> BackwardTiles:
+    """`rows` is all rows of the call, x any tensor of it, forward F."""
     weights_tile = 32 if x.dtype == torch.float32 else 64
-    span = max(2, rows // weights_tile // 16)  # 16 splits and 8 blocks of 64 features fill 132 multiprocessors
+    wide = x.dtype != torch.float32 and forward % 128 == 0
+    span = max(8, rows // weights_tile // 32)  # 32 splits and 4 blocks of 128 features fill 132 multiprocessors
     return BackwardTiles(
         tile=weights_tile,
         rows=32,
@@ -39,9 +40,9 @@ def backward_tiles(x: Tensor, rows: int) -> BackwardTiles:
         heads_warps=4,
         weights_tile=weights_tile,
         span=span,
-        weights_block_f=64,
+        weights_block_f=128 if wide else 64,
         weights_stages=3,
         attention_weights_warps=4,
-        mlp_weights_warps=8,
+        mlp_weights_warps=8 if wide else 4,
         sum_block=1024,
     )
