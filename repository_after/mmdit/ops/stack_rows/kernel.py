@@ -40,6 +40,7 @@ def qkv_kernel(
     p_cos, p_sin,  # (positions, Dh / 2) fp32
     p_start,  # (B,) int or None
     p_residual,  # (B, R, D) fp32, written; or None
+    p_kept,  # (B, R, D), written: residual; or None
     p_qkv,  # (3, B, R, D), written
     x_batch, x_row, c_batch, c_row, modulation_batch, qkv_part, slice_stride,
     row, start, L, C, x_tiles, tiles,
@@ -91,6 +92,8 @@ def qkv_kernel(
         b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
     if part == 0 and p_residual is not None:
         tl.store(p_residual + o_x, b_x, mask=m_x)
+    if part == 0 and p_kept is not None:
+        tl.store(p_kept + o_x, b_x.to(p_kept.dtype.element_ty), mask=m_x)
     b_h = (b_h * (1.0 + b_scale) + b_shift).to(p_qkv.dtype.element_ty)
     p_qkv += sample * rows * DIM
     if PARTS == 3:
@@ -138,6 +141,7 @@ def rows_kernel(
     p_seed,  # (1,) int64, or None for no dropout; SLICES is 1
     p_mid,  # (B, R, D) fp32, written: mid, or the residual after the layer; LAST: x_out (B, L, D), written
     p_partial,  # SLICES > 1: (SLICES, B, R, D) fp32, written; LAST: context_out (B, C, D), written
+    p_kept,  # (B, R, D), written: the residual after the layer; or None, as for LAST or sliced
     p_qkv,  # (3, B, R, D), written where the MLP is not sliced, and not for LAST
     modulation_batch, qkv_part, slice_stride,
     row, start, L, C, x_tiles, tiles,
@@ -207,6 +211,8 @@ def rows_kernel(
             store_output(p_mid, p_partial, b_x, sample, is_context, o_stream, m_row, L, C, DIM, BLOCK_D)
         else:
             tl.store(p_mid + o_x, b_x, mask=m_x)
+            if p_kept is not None:
+                tl.store(p_kept + o_x, b_x.to(p_kept.dtype.element_ty), mask=m_x)
             p_modulation += STREAMS * 6 * DIM
             b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
             b_h = modulated_norm(b_x, b_scale, b_shift, NORM_EPS, DIM, BLOCK_D).to(b_o.dtype)
