@@ -58,7 +58,7 @@ def attention_backward_hopper_kernel(
     BLOCKS: gl.constexpr = ROWS // TILE  # even, for the buffers to alternate from tile to tile
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     narrow: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
-    loaded: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    loaded: gl.constexpr = gl.BlockedLayout([1, 16], [32, 1], [4, 1], [1, 0])
     dtype: gl.constexpr = p_q.dtype.element_ty
     head = gl.program_id(0) % H
     batch = (gl.program_id(0) // H).to(gl.int64)
@@ -89,37 +89,40 @@ def attention_backward_hopper_kernel(
     b_ones = gl.full([TILE, HEAD_DIM], 1.0, gl.float32, gl.DotOperandLayout(0, wide, 2)).to(dtype)
     b_none = gl.zeros([TILE, TILE], gl.float32, wide)
     b_zero = gl.zeros([TILE, HEAD_DIM], gl.float32, narrow)
-    all_dk, all_dv = (), ()
+    all_dq = ()
     for _ in gl.static_range(BLOCKS):
-        all_dk += (b_zero,)
-        all_dv += (b_zero,)
-    for tile in range(gl.cdiv(R, TILE)):
-        b_dq, more_dk, more_dv = b_zero, (), ()
-        for block in gl.static_range(BLOCKS):
-            s_scores = s_even if block % 2 == 0 else s_odd
+        all_dq += (b_zero,)
+    for block in range(gl.cdiv(R, TILE)):
+        b_dk, b_dv, b_dq, more_dq = b_zero, b_zero, b_zero, ()
+        b_left, b_right = b_ones, b_ones  # what products still read
+        for tile in gl.static_range(BLOCKS):
+            s_scores = s_even if tile % 2 == 0 else s_odd
             s_right = s_lse.index(tile).permute((1, 0))
             b_logits = warpgroup_mma(s_hide.index(block), s_right, b_none, use_acc=False, is_async=True)
             b_logits = warpgroup_mma(s_k.index(block), s_q.index(tile).permute((1, 0)), b_logits, is_async=True)
             s_right = s_delta.index(tile).permute((1, 0))
             b_products = warpgroup_mma(b_ones, s_right, b_none, use_acc=False, is_async=True)
             b_products = warpgroup_mma(s_v.index(block), s_grad.index(tile).permute((1, 0)), b_products, is_async=True)
-            b_logits = warpgroup_mma_wait(2, deps=(b_logits,))
+            b_logits, b_dv, b_dk, b_dq, b_left, b_right = warpgroup_mma_wait(
+                2, deps=(b_logits, b_dv, b_dk, b_dq, b_left, b_right)
+            )
+            if tile > 0:
+                more_dq += (b_dq,)
             b_weights = gl.exp2(b_logits * SCALE)
             b_left = gl.convert_layout(b_weights.to(dtype), gl.DotOperandLayout(0, narrow, 2))
-            b_dv = warpgroup_mma(b_left, s_grad.index(tile), all_dv[block], is_async=True)
-            b_products, b_dv, b_left = warpgroup_mma_wait(0, deps=(b_products, b_dv, b_left))
+            b_dv = warpgroup_mma(b_left, s_grad.index(tile), b_dv, use_acc=tile > 0, is_async=True)
+            b_products = warpgroup_mma_wait(1, deps=(b_products,))
             b_scores = (b_weights * b_products).to(dtype)
-            s_scores.store(b_scores)  # the buffer of the block before is still read by slower warps
-            b_left = gl.convert_layout(b_scores, gl.DotOperandLayout(0, narrow, 2))
+            s_scores.store(b_scores)  # the buffer of the tile before is still read by slower warps
+            b_right = gl.convert_layout(b_scores, gl.DotOperandLayout(0, narrow, 2))
             fence_async_shared()
             barrier()
-            b_dk = warpgroup_mma(b_left, s_q.index(tile), all_dk[block], is_async=True)
-            b_dq = warpgroup_mma(s_scores.permute((1, 0)), s_k.index(block), b_dq, use_acc=block > 0, is_async=True)
-            b_dk, b_dq, b_left = warpgroup_mma_wait(0, deps=(b_dk, b_dq, b_left))
-            more_dk += (b_dk,)
-            more_dv += (b_dv,)
-        all_dk, all_dv = more_dk, more_dv
-        _store(p_gradients, b_dq * (SCALE * LN_2), H * HEAD_DIM, tile, R)
-    for block in gl.static_range(BLOCKS):
-        _store(p_gradients + gradient_stride, all_dk[block] * (SCALE * LN_2), H * HEAD_DIM, block, R)
-        _store(p_gradients + 2 * gradient_stride, all_dv[block], H * HEAD_DIM, block, R)
+            b_dk = warpgroup_mma(b_right, s_q.index(tile), b_dk, use_acc=tile > 0, is_async=True)
+            b_dq = warpgroup_mma(s_scores.permute((1, 0)), s_k.index(block), all_dq[tile], is_async=True)
+        b_dv, b_dk, b_dq, b_left, b_right = warpgroup_mma_wait(0, deps=(b_dv, b_dk, b_dq, b_left, b_right))
+        more_dq += (b_dq,)
+        all_dq = more_dq
+        _store(p_gradients + gradient_stride, b_dk * (SCALE * LN_2), H * HEAD_DIM, block, R)
+        _store(p_gradients + 2 * gradient_stride, b_dv, H * HEAD_DIM, block, R)
+    for tile in gl.static_range(BLOCKS):
+        _store(p_gradients, all_dq[tile] * (SCALE * LN_2), H * HEAD_DIM, tile, R)
