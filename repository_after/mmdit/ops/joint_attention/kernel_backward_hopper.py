@@ -93,8 +93,7 @@ def attention_backward_hopper_kernel(
     for _ in gl.static_range(BLOCKS):
         all_dq += (b_zero,)
     for block in range(gl.cdiv(R, TILE)):
-        b_dk, b_dv, b_dq, more_dq = b_zero, b_zero, b_zero, ()
-        b_left, b_right = b_ones, b_ones  # what products still read
+        b_dk, b_dv, more_dq = b_zero, b_zero, ()
         for tile in gl.static_range(BLOCKS):
             s_scores = s_even if tile % 2 == 0 else s_odd
             s_right = s_lse.index(tile).permute((1, 0))
@@ -103,15 +102,11 @@ def attention_backward_hopper_kernel(
             s_right = s_delta.index(tile).permute((1, 0))
             b_products = warpgroup_mma(b_ones, s_right, b_none, use_acc=False, is_async=True)
             b_products = warpgroup_mma(s_v.index(block), s_grad.index(tile).permute((1, 0)), b_products, is_async=True)
-            b_logits, b_dv, b_dk, b_dq, b_left, b_right = warpgroup_mma_wait(
-                2, deps=(b_logits, b_dv, b_dk, b_dq, b_left, b_right)
-            )
-            if tile > 0:
-                more_dq += (b_dq,)
+            b_logits = warpgroup_mma_wait(2, deps=(b_logits,))
             b_weights = gl.exp2(b_logits * SCALE)
             b_left = gl.convert_layout(b_weights.to(dtype), gl.DotOperandLayout(0, narrow, 2))
             b_dv = warpgroup_mma(b_left, s_grad.index(tile), b_dv, use_acc=tile > 0, is_async=True)
-            b_products = warpgroup_mma_wait(1, deps=(b_products,))
+            b_products, b_dv, b_left = warpgroup_mma_wait(0, deps=(b_products, b_dv, b_left))
             b_scores = (b_weights * b_products).to(dtype)
             s_scores.store(b_scores)  # the buffer of the tile before is still read by slower warps
             b_right = gl.convert_layout(b_scores, gl.DotOperandLayout(0, narrow, 2))
@@ -119,8 +114,8 @@ def attention_backward_hopper_kernel(
             barrier()
             b_dk = warpgroup_mma(b_right, s_q.index(tile), b_dk, use_acc=tile > 0, is_async=True)
             b_dq = warpgroup_mma(s_scores.permute((1, 0)), s_k.index(block), all_dq[tile], is_async=True)
-        b_dv, b_dk, b_dq, b_left, b_right = warpgroup_mma_wait(0, deps=(b_dv, b_dk, b_dq, b_left, b_right))
-        more_dq += (b_dq,)
+            b_dk, b_dq, b_right = warpgroup_mma_wait(0, deps=(b_dk, b_dq, b_right))
+            more_dq += (b_dq,)
         all_dq = more_dq
         _store(p_gradients + gradient_stride, b_dk * (SCALE * LN_2), H * HEAD_DIM, block, R)
         _store(p_gradients + 2 * gradient_stride, b_dv, H * HEAD_DIM, block, R)
