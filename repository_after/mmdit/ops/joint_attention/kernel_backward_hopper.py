@@ -8,7 +8,8 @@ from mmdit.ops.joint_attention.kernel_backward import LN_2
 from mmdit.ops.stack_persistent.kernel_parts import HEAD_DIM, NARROW
 from mmdit.ops.stack_rows.kernel_hopper_parts import SWIZZLED, TILE, barrier, grid_launch, grid_wait
 
-FAR = gl.constexpr(-30000.0)  # an exponent of 2 that gives 0, and that fp16 holds
+UNIT = gl.constexpr(1024.0)  # of the first of three parts, for fp16 to hold them
+FAR = gl.constexpr(-30000.0)  # times UNIT, an exponent of 2 below all others: gives 0
 
 
 @gluon.jit
@@ -21,12 +22,12 @@ def _tiles(b_rows):
 
 @gluon.jit
 def _columns(b_x, last: gl.constexpr, o_d, dtype: gl.constexpr):
-    """(rows, 16) in 16 bits: columns 0 to 2 add up to x (rows,) fp32, column 3 is `last`, the others are 0."""
+    """(rows, 16) in 16 bits: UNIT times column 0, plus columns 1 and 2, is x (rows,) fp32; column 3 is `last`."""
     b_x = gl.expand_dims(b_x, 1)
-    b_high = b_x.to(dtype).to(gl.float32)
-    b_middle = (b_x - b_high).to(dtype).to(gl.float32)
-    b_low = b_x - b_high - b_middle
-    b_columns = gl.where(o_d == 0, b_high, gl.where(o_d == 1, b_middle, gl.where(o_d == 2, b_low, 0.0)))
+    b_high = (b_x / UNIT).to(dtype).to(gl.float32)
+    b_left = b_x - UNIT * b_high
+    b_middle = b_left.to(dtype).to(gl.float32)
+    b_columns = gl.where(o_d == 0, b_high, gl.where(o_d == 1, b_middle, gl.where(o_d == 2, b_left - b_middle, 0.0)))
     return gl.where(o_d == 3, last, b_columns).to(dtype)
 
 
@@ -52,7 +53,7 @@ def attention_backward_hopper_kernel(
     Grid: (B * H,), of four warps.
 
     Scores are held by key and query, 64 x 64 at a time. -lse, -delta and what hides padding are columns beside q and
-    d_out, against ones beside k and v: out of the tensor cores come the exponents, and what the weights are multiplied
+    d_out, against units beside k and v: out of the tensor cores come the exponents, and what the weights are multiplied
     with. In three parts each, as 16 bits do not hold them.
     """
     BLOCKS: gl.constexpr = ROWS // TILE  # even, for the buffers to alternate from tile to tile
@@ -77,16 +78,16 @@ def attention_backward_hopper_kernel(
     b_lse = gl.load(p_lse + (batch * H + head) * R + o_row, mask=m_row, other=float("inf"))
     b_delta = gl.sum(b_grad.to(gl.float32) * b_out.to(gl.float32), axis=1)
     s_q, s_k, s_grad, s_v = _tiles(b_q), _tiles(b_k), _tiles(b_grad), _tiles(b_v)
-    s_lse = _tiles(_columns(gl.maximum(-b_lse / SCALE, FAR), FAR, o_d, dtype))
+    s_lse = _tiles(_columns(gl.maximum(-b_lse / SCALE, UNIT * FAR), FAR, o_d, dtype))
     s_delta = _tiles(_columns(-b_delta, 0.0, o_d, dtype))
-    s_hide = _tiles(gl.where((o_d < 3) | ((o_d == 3) & (m_rows == 0)), 1.0, 0.0).to(dtype))
+    b_units = gl.where((o_d == 0) | ((o_d == 3) & (m_rows == 0)), UNIT, gl.where((o_d == 1) | (o_d == 2), 1.0, 0.0))
+    s_units = _tiles(b_units.to(dtype))
     s_even = gl.allocate_shared_memory(dtype, [TILE, TILE], SWIZZLED)
     s_odd = gl.allocate_shared_memory(dtype, [TILE, TILE], SWIZZLED)
     fence_async_shared()
     barrier()
 
     p_gradients += batch * R * H * HEAD_DIM + head * HEAD_DIM
-    b_ones = gl.full([TILE, HEAD_DIM], 1.0, gl.float32, gl.DotOperandLayout(0, wide, 2)).to(dtype)
     b_none = gl.zeros([TILE, TILE], gl.float32, wide)
     b_zero = gl.zeros([TILE, HEAD_DIM], gl.float32, narrow)
     all_dq = ()
@@ -97,10 +98,10 @@ def attention_backward_hopper_kernel(
         for tile in gl.static_range(BLOCKS):
             s_scores = s_even if tile % 2 == 0 else s_odd
             s_right = s_lse.index(tile).permute((1, 0))
-            b_logits = warpgroup_mma(s_hide.index(block), s_right, b_none, use_acc=False, is_async=True)
+            b_logits = warpgroup_mma(s_units.index(block), s_right, b_none, use_acc=False, is_async=True)
             b_logits = warpgroup_mma(s_k.index(block), s_q.index(tile).permute((1, 0)), b_logits, is_async=True)
             s_right = s_delta.index(tile).permute((1, 0))
-            b_products = warpgroup_mma(b_ones, s_right, b_none, use_acc=False, is_async=True)
+            b_products = warpgroup_mma(s_units.index(block), s_right, b_none, use_acc=False, is_async=True)
             b_products = warpgroup_mma(s_v.index(block), s_grad.index(tile).permute((1, 0)), b_products, is_async=True)
             b_logits = warpgroup_mma_wait(2, deps=(b_logits,))
             b_weights = gl.exp2(b_logits * SCALE)
