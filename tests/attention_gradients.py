@@ -178,5 +178,6 @@ def any_tiles_give_the_same_gradients(case: Case, tiles: tuple[Any, ...], device
     found = tuple(t and tuning.Tiles(*t) for t in tiles)
     module = import_module("mmdit.ops.joint_attention.backward")
     choice: Callable[..., Any] = lambda *_: found  # noqa: E731
-    with patch.object(module, "attention_backward_tiles", choice):
+    plain = patch.object(module, "hopper_backward", lambda *_: False)
+    with plain, patch.object(module, "attention_backward_tiles", choice):
         gradients_match_the_oracle(case, device, seed)

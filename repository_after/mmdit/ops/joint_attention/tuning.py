@@ -99,3 +99,8 @@ def attention_backward_tiles(
         return tuple(table[name]._replace(block=block) for name in ("keys", "queries"))
     tiles = (table[f"{name}-fp32"]._replace(block=block) for name in ("keys", "queries"))
     return tuple(t._replace(queries=16) if block > 16 else t for t in tiles)
+
+
+def hopper_backward(key: str, rows: int, dim_head: int, dtype: torch.dtype, masked: bool) -> bool:
+    """Whether the backward kernel for Hopper takes a call."""
+    return key == "sm_90" and dim_head == 16 and 64 < rows <= 256 and dtype != torch.float32 and not masked
