@@ -47,6 +47,43 @@ class Drawn:
         return evaluate(call, leaves | dict(self.stack.named_parameters()), self.cotangents)
 
 
+# What a call is altered by, and what explain says then.
+OBSTACLES: dict[str, tuple[Callable[[Drawn], Any], str]] = {
+    "dropouts-of-two-rates": (lambda d: setattr(d.stack.train().layers[1].mlp[3], "p", 0.5), "different rates"),
+    "one-dropout-off": (lambda d: d.stack.train().layers[1].mlp[3].eval(), "different rates"),
+    "exact-fp32": (lambda d: torch.set_float32_matmul_precision("highest"), "fp32"),
+    "context-of-no-rows": (
+        lambda d: [t.update(context=t["context"][:, :0]) for t in (d.inputs, d.cotangents)],
+        "no rows",
+    ),
+    "hook": (lambda d: d.stack.layers[0].mlp[0].register_forward_hook(lambda *_: None), "hooks"),
+}
+
+
+def an_obstacle_sends_a_step_to_the_modules(what: str, device: str, seed: int) -> None:
+    case, (alter, reason) = Case("cross", TINY, torch.float32, 64), OBSTACLES[what]
+    drawn = draw(case, device, seed)
+
+    def call() -> Values:
+        alter(drawn)
+        return drawn.values()
+
+    got, explanation = explained(drawn, call)
+    told = [(d.path, d.reason) for d in explanation.decisions if d.op == "stack"]
+    assert told[0][0] == "pytorch", str(explanation)
+    assert reason in told[0][1], str(explanation)
+    assert all(t.isfinite().all() for t in got.gradients.values())
+    if not drawn.stack.training:
+        assert_accurate(got, truth_of(case, drawn), torch.float32)
+
+
+def an_unknown_recompute_is_refused(device: str, seed: int) -> None:
+    drawn = draw(Case("cross", TINY, torch.float32, 64), device, seed)
+    drawn.stack.recompute = "everything"
+    with pytest.raises(import_module("mmdit").ConfigError, match="recompute: expected one of"):
+        drawn.values()
+
+
 def draw(case: Case, device: str, seed: int) -> Drawn:
     rng = seeded(seed)
     stack = draw_stack(case, rng).to(device, case.dtype)
