@@ -1,6 +1,10 @@
 """SPEC K1, K3: forward and backward of a stack on tiles of rows, in one autograd function."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +65,31 @@ def test_dropout_without_gradients_drops_the_same(run: Run) -> None:
 @pytest.mark.parametrize("which", ["last-layer", "a-bias", "modulation", "x"])
 def test_what_is_frozen_costs_nothing(run: Run, which: str) -> None:
     run(training_tier.frozen_weights_cost_nothing, which)
+
+
+@pytest.mark.slow
+def test_gradients_of_two_processes_are_those_of_one(tree: Path) -> None:
+    """Under DistributedDataParallel and fully_shard, each process with half of the batch."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "REPO_PATH": str(tree)}
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.distributed_training",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch],
+        env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gradients match") == 4, done.stdout
 
 
 @pytest.mark.parametrize("what", training_tier.OBSTACLES)
