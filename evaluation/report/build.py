@@ -18,10 +18,10 @@ from evaluation.report.models import (
     Verdict,
 )
 from evaluation.suite.pair import PairRun
-from evaluation.suite.result import WORKER_PROBLEMS, Expectation, Failure, FailureKind, SuiteRun
+from evaluation.suite.result import INTEGRITY_PROBLEMS, WORKER_PROBLEMS, Expectation, Failure, FailureKind, SuiteRun
 
 _SPEED = Axis(status="not_measured", reason="this version of the grader does not measure speed")
-_INTEGRITY = Axis(status="not_measured", reason="this version of the grader does not look for forged results")
+_FORGED = INTEGRITY_PROBLEMS | {FailureKind.REPORT_MISMATCH}
 _SAYS_NOTHING_OF: dict[Expectation, frozenset[FailureKind]] = {
     "contract": frozenset({FailureKind.UPGRADE_PASSED_ON_BEFORE, FailureKind.UPGRADE_FAILED_ON_AFTER}),
     "upgrade": WORKER_PROBLEMS | {FailureKind.CONTRACT_FAILED, FailureKind.NUMERICS_WRONG},
@@ -52,20 +52,20 @@ def build_report(
         comparison=comparison,
         results=Results(before=_results(before), after=_results(after), comparison=comparison),
         numerics=pair.numerics,
-        verdict=verdict(after, pair.numerics, failures),
+        verdict=verdict(before, after, pair.numerics, failures),
         failures=failures,
         success=not failures,
         error=headline(failures),
     )
 
 
-def verdict(after: SuiteRun, numerics: Numerics, failures: tuple[Failure, ...]) -> Verdict:
+def verdict(before: SuiteRun, after: SuiteRun, numerics: Numerics, failures: tuple[Failure, ...]) -> Verdict:
     """The axes, each from what was recorded and nothing else."""
     return Verdict(
         correctness=_correctness(after, numerics, failures),
         deployability=_axis("upgrade", after, failures),
         speed=_SPEED,
-        integrity=_INTEGRITY,
+        integrity=_integrity(before, after, failures),
     )
 
 
@@ -86,6 +86,18 @@ def _correctness(after: SuiteRun, numerics: Numerics, failures: tuple[Failure, .
         return Axis(status="fail", reason=f"{wrong} of {len(cases)} numeric cases are wrong; {axis.reason}")
     told = f"; {len(cases)} numeric cases are as near to the oracle as vanilla" if axis.status == "pass" else ""
     return Axis(status=axis.status, reason=axis.reason + told)
+
+
+def _integrity(before: SuiteRun, after: SuiteRun, failures: tuple[Failure, ...]) -> Axis:
+    """Fail where after's results contradict themselves; nothing is known of a run that did not come to its end."""
+    forged = tuple(each for each in failures if each.kind in _FORGED and each.tree == "after")
+    if forged:
+        return Axis(status="fail", reason=forged[0].message)
+    if before.evidence is None or after.evidence is None:
+        return Axis(status="inconclusive", reason=headline(failures) or "no run of the suite came to its end")
+    canaries, bodies = after.evidence.canaries, after.evidence.bodies_reached
+    reason = f"{canaries} canaries did as they must, {bodies} tests reached their last line, no file changed"
+    return Axis(status="pass", reason=reason)
 
 
 def _axis(expectation: Expectation, after: SuiteRun, failures: tuple[Failure, ...]) -> Axis:
@@ -114,6 +126,7 @@ def _section(run: SuiteRun, failures: tuple[Failure, ...]) -> TreeSection:
             return_code=run.return_code,
             duration_seconds=run.duration_seconds,
             output=run.log_tail,
+            evidence=run.evidence,
         )
     )
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from evaluation.judge.record import Numerics
 from evaluation.suite.probe import Device, Machine
-from evaluation.suite.result import CaseResult, Failure, NotRun, Record
+from evaluation.suite.result import CaseResult, Evidence, Failure, NotRun, Record
 
 SCHEMA_VERSION = "1.1"
 
@@ -43,6 +43,7 @@ class TestRun(Record):
     return_code: int | None = Field(description="null: pytest did not start, or the time limit ended it")
     duration_seconds: float
     output: str = Field(description="the end of what the run printed")
+    evidence: Evidence | None = Field(description="null: the run did not come to its end, or contradicts itself")
 
 
 class Metrics(Record):
@@ -97,7 +98,10 @@ class Axis(Record):
 
 
 class Verdict(Record):
-    """Of the after tree. Correctness: the contract tests and the numeric cases; deployability: the upgrade tests."""
+    """Of the after tree. Correctness: the contract tests and the numeric cases; deployability: the upgrade tests.
+
+    Integrity: what both runs of the suite left behind agrees with what they report.
+    """
 
     correctness: Axis
     deployability: Axis
@@ -127,7 +131,8 @@ class Report(Record):
 
     @model_validator(mode="after")
     def _success_means_no_failure(self) -> Self:
-        statuses = {self.verdict.correctness.status, self.verdict.deployability.status}
+        axes = (self.verdict.correctness, self.verdict.deployability, self.verdict.integrity)
+        statuses = {axis.status for axis in axes}
         consistent = {
             self.success,
             not self.failures,

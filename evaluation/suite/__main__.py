@@ -41,6 +41,8 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     run = _run_tree(options, settings)
     failures = judge_tree(run)
     console = Console()
+    if run.evidence:
+        console.print(f"(what is in {run.evidence.canary_file} is the grader's own, and must fail)", highlight=False)
     if failures:
         print_failures(console, failures, {case.nodeid: case.message for case in run.cases})
         console.print(f"[bold red]FAILED[/]: {options.role} did not do what was declared")

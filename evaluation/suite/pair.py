@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evaluation.judge.record import Numerics
+from evaluation.suite.integrity import check_ids, digest_of
 from evaluation.suite.judge import judge_pair, judge_tree
 from evaluation.suite.probe import Machine, describe_machine
 from evaluation.suite.progress import progress
@@ -22,9 +23,10 @@ from evaluation.suite.result import (
     TreeProblem,
     grader_is_to_blame,
 )
-from evaluation.suite.run import Settings, prepare, run_suite
+from evaluation.suite.run import Settings, collect_ids, prepare, run_suite
 from evaluation.suite.stage import Staged
 
+_GRADER = Path(__file__).resolve().parents[1]
 Judge = Callable[[Staged, Staged, Settings, Console, Machine], tuple[Numerics, tuple[Failure, ...]]]
 
 
@@ -96,9 +98,21 @@ def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console, 
             runs[role] = run.model_copy(update={"failures": (problem.failure(role),)})
     if len(stages) < len(runs):
         return []
+    untouched = digest_of(_GRADER, settings.suite)
     for stage in stages:
         with progress(console, f"{stage.role}: {stage.source}") as on_output:
             runs[stage.role] = run_suite(stage, settings, on_output)
+        if digest_of(_GRADER, settings.suite) != untouched:
+            why = "files of the grader or of the suite changed while the tree was tested"
+            problem = TreeProblem(FailureKind.GRADER_CHANGED, why)
+            runs[stage.role] = runs[stage.role].model_copy(update={"failures": (problem.failure(stage.role),)})
         if runs[stage.role].failures:
             return []
+    collected = collect_ids(settings)
+    for role, run in runs.items():
+        ids = [*(case.nodeid for case in run.cases), *(each.nodeid for each in run.not_run)]
+        try:
+            check_ids(ids, collected)
+        except TreeProblem as problem:
+            runs[role] = run.model_copy(update={"failures": (problem.failure(role),)})
     return stages

@@ -64,10 +64,16 @@ class _Test(BaseModel):
         return next(filter(None, told), "it did not run to its end")
 
 
+class _Item(BaseModel):
+    nodeid: str
+    type: str
+
+
 class _Collector(BaseModel):
     nodeid: str
     outcome: str
     longrepr: str = ""
+    result: list[_Item] = Field(default_factory=list)
 
 
 class _Summary(BaseModel):
@@ -90,7 +96,7 @@ class PytestReport(BaseModel):
     collectors: list[_Collector] = Field(default_factory=list)
     not_run: list[_NotRun] = Field(default_factory=list)
 
-    def check(self, return_code: int) -> None:
+    def check(self, return_code: int, is_canary: Callable[[str], bool] = lambda _: False) -> None:
         """Raise TreeProblem unless the run went to its end and the report agrees with itself."""
         broken = [each for each in self.collectors if each.outcome == "failed"]
         if broken:
@@ -109,15 +115,22 @@ class PytestReport(BaseModel):
         left = self.summary.collected - self.summary.deselected - len(self.tests)
         if left:
             _mismatch(f"{left} of {self.summary.collected} collected tests have no outcome")
-        self._check_expectations()
+        self._check_expectations(is_canary)
 
-    def cases(self, clean: Clean) -> tuple[CaseResult, ...]:
-        return tuple(_case(test, clean) for test in self.tests)
+    def collected(self) -> set[str]:
+        """Every test that was collected, those that were left out among them."""
+        return {item.nodeid for each in self.collectors for item in each.result if item.type == "Function"}
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return {test.nodeid: test.verdict() for test in self.tests}
+
+    def cases(self, clean: Clean, is_canary: Callable[[str], bool] = lambda _: False) -> tuple[CaseResult, ...]:
+        return tuple(_case(test, clean) for test in self.tests if not is_canary(test.nodeid))
 
     def left_out(self) -> tuple[NotRun, ...]:
         return tuple(NotRun.model_validate(each.model_dump()) for each in self.not_run)
 
-    def _check_expectations(self) -> None:
+    def _check_expectations(self, is_canary: Callable[[str], bool]) -> None:
         declared = [(test.nodeid, test.metadata.expectation) for test in self.tests]
         declared += [(each.nodeid, each.expectation) for each in self.not_run]
         silent = tuple(nodeid for nodeid, expectation in declared if expectation is None)
@@ -127,7 +140,7 @@ class PytestReport(BaseModel):
                 f"{len(silent)} tests declare neither contract nor upgrade: {silent[0]}",
                 silent,
             )
-        ran = {test.metadata.expectation for test in self.tests}
+        ran = {test.metadata.expectation for test in self.tests if not is_canary(test.nodeid)}
         for expectation in ("contract", "upgrade"):
             if expectation not in ran:
                 raise TreeProblem(FailureKind.NO_TESTS, f"no {expectation} test ran")

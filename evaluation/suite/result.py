@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["before", "after"]
 Expectation = Literal["contract", "upgrade"]
@@ -47,6 +47,11 @@ class FailureKind(StrEnum):
     NO_TESTS = "no_tests"
     EXPECTATION_MISSING = "expectation_missing"
 
+    # What came back contradicts what only a run that took place leaves, or files changed that must not.
+    SUITE_FORGED = "suite_forged"
+    TREE_CHANGED = "tree_changed"
+    GRADER_CHANGED = "grader_changed"
+
     # The suite ran, and the tree did not do what was declared.
     CONTRACT_FAILED = "contract_failed"
     UPGRADE_PASSED_ON_BEFORE = "upgrade_passed_on_before"
@@ -74,21 +79,26 @@ WORKER_PROBLEMS = frozenset(
         FailureKind.WORKER_NO_RESULT,
     }
 )
-RUN_PROBLEMS = WORKER_PROBLEMS | frozenset(
-    {
-        FailureKind.LIMIT_BROKEN,
-        FailureKind.TIMEOUT,
-        FailureKind.CRASHED,
-        FailureKind.NO_REPORT,
-        FailureKind.INVALID_REPORT,
-        FailureKind.REPORT_MISMATCH,
-        FailureKind.COLLECTION_ERROR,
-        FailureKind.INTERRUPTED,
-        FailureKind.INTERNAL_ERROR,
-        FailureKind.PYTEST_USAGE,
-        FailureKind.NO_TESTS,
-        FailureKind.EXPECTATION_MISSING,
-    }
+INTEGRITY_PROBLEMS = frozenset({FailureKind.SUITE_FORGED, FailureKind.TREE_CHANGED, FailureKind.GRADER_CHANGED})
+RUN_PROBLEMS = (
+    WORKER_PROBLEMS
+    | INTEGRITY_PROBLEMS
+    | frozenset(
+        {
+            FailureKind.LIMIT_BROKEN,
+            FailureKind.TIMEOUT,
+            FailureKind.CRASHED,
+            FailureKind.NO_REPORT,
+            FailureKind.INVALID_REPORT,
+            FailureKind.REPORT_MISMATCH,
+            FailureKind.COLLECTION_ERROR,
+            FailureKind.INTERRUPTED,
+            FailureKind.INTERNAL_ERROR,
+            FailureKind.PYTEST_USAGE,
+            FailureKind.NO_TESTS,
+            FailureKind.EXPECTATION_MISSING,
+        }
+    )
 )
 
 
@@ -126,6 +136,14 @@ class NotRun(Record):
     expectation: Expectation
 
 
+class Evidence(Record):
+    """What a run's results were checked against."""
+
+    canary_file: str
+    canaries: int = Field(description="tests of the grader's own that failed, erred and passed as they must")
+    bodies_reached: int = Field(description="tests whose last line told that it was reached")
+
+
 class SuiteRun(Record):
     """The suite on one tree. `return_code` is None when pytest did not start or had to be killed."""
 
@@ -136,6 +154,7 @@ class SuiteRun(Record):
     return_code: int | None = None
     duration_seconds: float = 0.0
     log_tail: str = ""
+    evidence: Evidence | None = None
     failures: tuple[Failure, ...] = ()
 
 

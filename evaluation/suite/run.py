@@ -1,16 +1,39 @@
 """Runs the suite on one tree in its own process and turns pytest's report into a SuiteRun."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.suite.instrument import Instrumented, instrument
+from evaluation.suite.integrity import check_traces, digest_of
 from evaluation.suite.probe import Device, check_import, signal_name
 from evaluation.suite.process import Finished, OutputHandler, run_bounded
 from evaluation.suite.pytest_report import PytestReport, check_return_code, read_pytest_report
-from evaluation.suite.result import CaseResult, Failure, FailureKind, NotRun, Role, SuiteRun, TreeProblem
-from evaluation.suite.stage import Staged, staged
+from evaluation.suite.result import (
+    CaseResult,
+    Evidence,
+    Failure,
+    FailureKind,
+    GraderError,
+    NotRun,
+    Role,
+    SuiteRun,
+    TreeProblem,
+    short_line,
+)
+from evaluation.suite.stage import Staged, child_environment, scratch_folder, staged
+
+# The log of reached ends is opened before anything of a candidate's is imported.
+_START = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+__import__(sys.argv[2])
+import pytest
+sys.exit(pytest.main(sys.argv[3:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -33,10 +56,15 @@ def prepare(stack: ExitStack, source: Path, role: Role, timeout: float) -> Stage
 
 def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | None = None) -> SuiteRun:
     """Run the suite on a staged tree. What goes wrong is in the result's `failures`, never raised."""
-    report_file = staged.scratch / "pytest.json"
+    with scratch_folder() as folder:
+        return _run_copy(staged, settings, instrument(settings.suite, folder), on_output)
+
+
+def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output: OutputHandler | None) -> SuiteRun:
+    report_file, untouched = staged.scratch / "pytest.json", digest_of(staged.tree)
     done = run_bounded(
-        _command(settings, staged.role, report_file),
-        cwd=settings.suite.parent,
+        _command(copy, settings.quick, staged.role, report_file),
+        cwd=copy.folder,
         env=dict(staged.env)
         | {
             "REPO_PATH": str(staged.tree),
@@ -49,9 +77,13 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
     cases: tuple[CaseResult, ...] = ()
     not_run: tuple[NotRun, ...] = ()
     failures: tuple[Failure, ...] = ()
+    evidence: Evidence | None = None
     try:
-        report = _report_of(done, settings.timeout, report_file)
-        cases, not_run = report.cases(_name_of_copy_removed(staged)), report.left_out()
+        report = _report_of(done, settings.timeout, report_file, copy)
+        cases, not_run = report.cases(_name_of_copy_removed(staged), copy.is_canary), report.left_out()
+        evidence = check_traces(report.outcomes(), copy)
+        if digest_of(staged.tree) != untouched:
+            raise TreeProblem(FailureKind.TREE_CHANGED, "the tree changed its own files while it was tested")
     except TreeProblem as problem:
         failures = (problem.failure(staged.role),)
     return SuiteRun(
@@ -59,25 +91,58 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
         tree=str(staged.source),
         cases=cases,
         not_run=not_run,
-        return_code=done.return_code,
+        return_code=_without_canaries(done.return_code, cases),
+        evidence=evidence,
         duration_seconds=done.seconds,
         log_tail=done.tail,
         failures=failures,
     )
 
 
-def _command(settings: Settings, role: Role, report_file: Path) -> list[str]:
+def collect_ids(settings: Settings) -> set[str]:
+    """The ids of the suite's tests, run or left out, as the grader collects them from its copy without a candidate.
+
+    Raises GraderError where that does not work.
+    """
+    with scratch_folder() as folder:
+        copy, scratch = folder / "suite" / settings.suite.name, folder / "scratch"
+        shutil.copytree(settings.suite, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if (settings.suite.parent / "pyproject.toml").is_file():
+            shutil.copy(settings.suite.parent / "pyproject.toml", copy.parent)
+        (scratch / "nothing" / "mmdit").mkdir(parents=True)
+        (scratch / "nothing" / "mmdit" / "__init__.py").touch()
+        done = run_bounded(
+            [
+                *(sys.executable, "-P", "-m", "pytest", copy.name, "-p", "no:cacheprovider", "--collect-only", "-q"),
+                *("--json-report", f"--json-report-file={scratch / 'ids.json'}"),
+            ],
+            cwd=copy.parent,
+            env=child_environment(scratch) | {"REPO_PATH": str(scratch / "nothing"), "MMDIT_TEST_SEED": "0"},
+            timeout=settings.timeout,
+        )
+        if done.return_code or not (scratch / "ids.json").exists():
+            raise GraderError(f"the suite cannot be collected: {short_line(done.tail)}")
+        return read_pytest_report(scratch / "ids.json").collected()
+
+
+def _without_canaries(return_code: int | None, cases: tuple[CaseResult, ...]) -> int | None:
+    """What pytest's exit code says of the suite's own tests: canaries fail in every run."""
+    return 0 if return_code == 1 and cases and all(case.outcome == "passed" for case in cases) else return_code
+
+
+def _command(copy: Instrumented, quick: bool, role: Role, report_file: Path) -> list[str]:
     """Tracebacks are shown for after only: most failures on before are the declared ones."""
     return [
-        *(sys.executable, "-P", "-m", "pytest", settings.suite.name, "-p", "no:cacheprovider"),
+        *(sys.executable, "-P", "-c", _START, str(copy.folder), copy.plugin),
+        *(copy.suite.name, "-p", "no:cacheprovider"),
         *("--json-report", f"--json-report-file={report_file}"),
         *("--json-report-omit", "log", "streams", "warnings", "keywords", "traceback"),
-        *(["--quick"] if settings.quick else []),
+        *(["--quick"] if quick else []),
         *(["--tb=no"] if role == "before" else []),
     ]
 
 
-def _report_of(done: Finished, timeout: float, report_file: Path) -> PytestReport:
+def _report_of(done: Finished, timeout: float, report_file: Path, copy: Instrumented) -> PytestReport:
     if done.broken:
         raise TreeProblem(FailureKind.LIMIT_BROKEN, f"the suite's run {done.broken}")
     if done.return_code is None:
@@ -92,7 +157,7 @@ def _report_of(done: Finished, timeout: float, report_file: Path) -> PytestRepor
             f"pytest ended with exit code {done.return_code} in the middle of the run, before its report",
         )
     report = read_pytest_report(report_file)
-    report.check(done.return_code)
+    report.check(done.return_code, copy.is_canary)
     return report
 
 

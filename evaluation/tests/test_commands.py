@@ -137,7 +137,8 @@ class TestSuite:
     def test_pytest_is_shown_with_its_closing_line(self, kata: Kata, capfdbinary: pytest.CaptureFixture[bytes]):
         suite_command.main(["--tree", str(kata.before), "--role", "before"], suite=kata.suite)
         out = capfdbinary.readouterr().out
-        assert b"2 failed, 2 passed, 1 deselected" in out
+        assert b"6 failed, 4 passed, 1 deselected, 2 errors" in out  # 4, 2 and 2 of them canaries
+        assert b"is the grader's own, and must fail)" in out
         assert out.strip().endswith(b"OK: on before the contract tests pass and the upgrade tests fail")
 
     def test_a_broken_tree_is_1_and_named(self, kata: Kata, capsys: pytest.CaptureFixture[str]):

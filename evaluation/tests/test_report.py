@@ -62,7 +62,7 @@ def test_a_success_says_so_everywhere(kata: Kata):
         "correctness": "pass",
         "deployability": "pass",
         "speed": "not_measured",
-        "integrity": "not_measured",
+        "integrity": "pass",
     }
     assert report.verdict.correctness.reason == (
         "2 contract tests passed, 1 were not run; 1 numeric cases are as near to the oracle as vanilla"
@@ -139,7 +139,7 @@ def test_wrong_numbers_fail_correctness_and_nothing_else(
 ):
     monkeypatch.setattr("evaluation.tests.conftest.right_numbers", lambda *_: judged)
     pair = kata.grade()
-    axes = verdict(pair.after, pair.numerics, pair.failures)
+    axes = verdict(pair.before, pair.after, pair.numerics, pair.failures)
     assert (axes.correctness.status, axes.correctness.reason) == (correctness, reason)
     assert axes.deployability.status == "pass"
 

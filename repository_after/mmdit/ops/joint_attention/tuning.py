@@ -10,6 +10,8 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
+from mmdit.runtime.launch import product_precision
+
 
 class Tiles(NamedTuple):
     """`queries` rows against `keys` columns at a time, head dim padded to `block`; loads run `stages` - 1 ahead."""
@@ -40,6 +42,11 @@ TILES: Dict[str, Dict[str, Tiles]] = {
         "some": Tiles(queries=64, keys=64, warps=2, stages=3),
     },
 }
+
+
+def attention_precision() -> str:
+    """How the kernels take fp32 products: where TF32 is allowed by three of them, as vanilla takes IEEE's there."""
+    return "ieee" if product_precision() == "ieee" else "tf32x3"
 
 
 @lru_cache(maxsize=1024)
@@ -73,7 +80,7 @@ BACKWARD_SM_90 = {
     "queries-fp32": Tiles(queries=32, keys=32, warps=4, stages=1),
 }
 BACKWARD_TILES: Dict[str, Dict[str, Tiles]] = {
-    "sm_80": BACKWARD_SM_90,
+    "sm_80": {**BACKWARD_SM_90, "whole": BACKWARD_SM_90["whole-masked"]},  # its own spills there
     "sm_90": BACKWARD_SM_90,
     "sm_100": BACKWARD_SM_90,
 }
@@ -88,5 +95,12 @@ def attention_backward_tiles(
     whole = table["whole-masked" if masked else "whole"]._replace(block=block)
     if dtype != torch.float32 and block == 16 and rows <= whole.keys:
         return whole._replace(keys=max(32, 1 << (rows - 1).bit_length())), None
-    suffix = "-fp32" if dtype == torch.float32 else ""
-    return tuple(table[name + suffix]._replace(block=block) for name in ("keys", "queries"))
+    if dtype != torch.float32:
+        return tuple(table[name]._replace(block=block) for name in ("keys", "queries"))
+    tiles = (table[f"{name}-fp32"]._replace(block=block) for name in ("keys", "queries"))
+    return tuple(t._replace(queries=16) if block > 16 else t for t in tiles)
+
+
+def hopper_backward(key: str, rows: int, dim_head: int, dtype: torch.dtype, masked: bool) -> bool:
+    """Whether the backward kernel for Hopper takes a call."""
+    return key == "sm_90" and dim_head == 16 and 64 < rows <= 256 and dtype != torch.float32 and not masked
