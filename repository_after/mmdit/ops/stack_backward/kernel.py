@@ -65,10 +65,12 @@ def attended(p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_
     """mid = residual + gate rms(o Wo^T + bias) norm; rms(o Wo^T + bias), its factor (T, 1), and Wo."""
     o_d = tl.arange(0, m_d.shape[0])
     b_out = tl.load(p_out + o_d[:, None] * DIM + o_d[None, :], mask=m_d[:, None] & m_d[None, :], other=0.0)
-    b_a = tl.dot(tl.load(p_o + o_x, mask=m_x, other=0.0), tl.trans(b_out), input_precision=PRECISION) + b_bias
+    b_o = tl.load(p_o + o_x, mask=m_x, other=0.0)
+    b_residual = tl.load(p_residual + o_x, mask=m_x, other=0.0)
+    b_a = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + b_bias
     b_factor = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
     b_a *= b_factor
-    return tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32) + b_gate * (b_a * b_norm), b_a, b_factor, b_out
+    return b_residual.to(tl.float32) + b_gate * (b_a * b_norm), b_a, b_factor, b_out
 
 
 @triton.jit(do_not_specialize=["row", "L", "C", "x_tiles", "tiles"])
@@ -123,6 +125,7 @@ def block_backward_kernel(
         m_x = (start + o_rows < left) & m_d[None, :]
         b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
+        b_d_m = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
         b_mid, b_a, b_factor, b_out = attended(
             p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
         )
@@ -130,7 +133,6 @@ def block_backward_kernel(
         b_scale = 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
         b_h = b_normed * b_scale + load_vector(p_modulation + 4 * DIM, DIM, BLOCK_D)
         tl.store(p_h + o_x, tl.where(m_x, b_h, 0.0).to(p_h.dtype.element_ty), mask=m_d[None, :])
-        b_d_m = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
         if p_seed is not None:
             o_all = (sample * tiles * TILE + row0 + start + tl.arange(0, ROWS)).to(tl.int32)
             b_d_m *= dropout_factor(p_seed, o_all, P, DIM, BLOCK_D)
@@ -167,11 +169,12 @@ def block_backward_kernel(
         m_x = (start + o_rows < left) & m_d[None, :]
         b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
+        b_loaded = tl.load(p_d_h + o_x, mask=m_x, other=0.0)
         b_mid, b_a, b_factor, b_out = attended(
             p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
         )
         b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
-        b_d = tl.load(p_d_h + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_d = b_loaded.to(tl.float32)
         if start > 0:
             tl.store(p_sums + 5 * DIM + o_d, tl.zeros((BLOCK_D,), tl.float32), mask=m_d)
         add_sum(p_sums, 3, b_d * b_normed, DIM, BLOCK_D)
@@ -230,8 +233,6 @@ def heads_backward_kernel(
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_weight, p_bias = tl.where(is_context, p_weight_c, p_weight_x), tl.where(is_context, p_bias_c, p_bias_x)
     p_qnorm, p_knorm = tl.where(is_context, p_qnorm_c, p_qnorm_x), tl.where(is_context, p_knorm_c, p_knorm_x)
-    b_scale = 1.0 + load_vector(p_modulation, DIM, BLOCK_D)
-    b_shift = load_vector(p_modulation + DIM, DIM, BLOCK_D)
     if p_start is not None:
         start += tl.load(p_start + sample).to(tl.int32)
     if HALVES:
@@ -245,7 +246,8 @@ def heads_backward_kernel(
         gdc_launch_dependents()
     b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_normed, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
-    b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
+    b_h = b_normed * (1.0 + load_vector(p_modulation, DIM, BLOCK_D)) + load_vector(p_modulation + DIM, DIM, BLOCK_D)
+    b_h = tl.where(m_x, b_h, 0.0).to(p_h.dtype.element_ty)
     tl.store(p_h + o_x, b_h, mask=m_d[None, :])
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
     b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HALF)
@@ -255,15 +257,15 @@ def heads_backward_kernel(
         if part == 2:
             b_d = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
         else:
+            p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
+            b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0)  # with the weight's, not after their product
+            b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0)
             b_y = tl.dot(b_h, tl.trans(b_weight), input_precision=PRECISION)
             b_y += load_vector(p_bias + part * DIM, DIM, BLOCK_D)
             b_factor = tl.rsqrt(row_mean(b_y * b_y, DIM) + RMS_EPS)
             b_y *= b_factor
-            p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
-            b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b, b_d_a = rotate(b_d_b, b_d_a, b_cos, b_sin, HALF)  # back
-            b_d = tl.interleave(b_d_a, b_d_b)
+            b_odd, b_even = rotate(b_d_b.to(tl.float32), b_d_a.to(tl.float32), b_cos, b_sin, HALF)  # back
+            b_d = tl.interleave(b_even, b_odd)
             if part == 0:
                 b_d *= SCALE
             add_sum(p_sums, 9 + part, b_d * b_y, DIM, BLOCK_D)
@@ -279,7 +281,8 @@ def heads_backward_kernel(
     b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     add_sum(p_sums, 0, b_d_h * b_normed, DIM, BLOCK_D)
     add_sum(p_sums, 1, b_d_h, DIM, BLOCK_D)
+    b_d_h *= 1.0 + load_vector(p_modulation, DIM, BLOCK_D)
     b_d = tl.load(p_d_residual + o_x, mask=m_x, other=0.0)
-    b_d += normed_backward(b_d_h * b_scale, b_normed, b_rstd, DIM, BLOCK_D)
+    b_d += normed_backward(b_d_h, b_normed, b_rstd, DIM, BLOCK_D)
     tl.debug_barrier()
     tl.store(p_d_residual + o_x, b_d, mask=m_x)
