@@ -181,3 +181,10 @@ def any_tiles_give_the_same_gradients(case: Case, tiles: tuple[Any, ...], device
     plain = patch.object(module, "hopper_backward", lambda *_: False)
     with plain, patch.object(module, "attention_backward_tiles", choice):
         gradients_match_the_oracle(case, device, seed)
+
+
+def hopper_gives_the_same_gradients(case: Case, device: str, seed: int) -> None:
+    """By the kernel for Hopper, whether or not the tables take it."""
+    with patch.object(import_module("mmdit.ops.joint_attention.backward"), "hopper_backward", lambda *_: True):
+        gradients_match_the_oracle(case, device, seed)
+        two_runs_give_the_same_bits(case, device, seed)
