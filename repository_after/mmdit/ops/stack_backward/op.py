@@ -195,7 +195,8 @@ class RowBackward:
 
         plan, gradients = self.plan, self.gradients
         flat = self.like.new_empty(self.streams, self.size + 8 * self.dim) if wanted else None
-        vectors_and_matrices = 8 + -(-self.size // plan.sum_block) if wanted else 0
+        columns = self.block // 16
+        vectors_and_matrices = 8 * columns + -(-self.size // plan.sum_block) if wanted else 0
         launch(
             sum_parts_kernel,
             self.streams * (self.batch + vectors_and_matrices),
@@ -205,7 +206,7 @@ class RowBackward:
             ),
             strides=(self.size,),
             lengths=(index, self.x_tiles, self.tiles, self.batch, self.x_splits, self.splits),
-            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block, self.chained),
+            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block, columns, self.chained),
             warps=4,
             **self.options,
         )

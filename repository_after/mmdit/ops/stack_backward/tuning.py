@@ -49,5 +49,5 @@ def backward_tiles(x: Tensor, rows: int, forward: int) -> BackwardTiles:
         weights_stages=3 if wide else 2,
         attention_weights_warps=4,
         mlp_weights_warps=8 if wide else 4,
-        sum_block=1024,
+        sum_block=512,
     )
