@@ -67,6 +67,10 @@ def test_what_is_frozen_costs_nothing(run: Run, which: str) -> None:
     run(training_tier.frozen_weights_cost_nothing, which)
 
 
+def test_gradients_of_heads_may_come_in_either_order(run: Run) -> None:
+    run(training_tier.gradients_of_heads_may_come_in_either_order)
+
+
 @pytest.mark.slow
 def test_gradients_of_two_processes_are_those_of_one(tree: Path) -> None:
     """Under DistributedDataParallel and fully_shard, each process with half of the batch."""

@@ -21,6 +21,7 @@ from tests import oracle
 from tests.cases import Shape
 from tests.kernels import seeded
 from tests.numerics import Values, assert_accurate, evaluate
+from tests.rows_tier import collected
 from tests.tiles_tier import Case, Inputs, draw_call, draw_stack, fp32_products
 
 TINY = Shape(1, 3, 2, 2, 16)
@@ -278,3 +279,30 @@ def weights_may_be_swapped(device: str, seed: int) -> None:
     assert_trains(explanation)
     for name, gradient in got.gradients.items():
         assert torch.equal(gradient, whole.gradients[name]), name
+
+
+def gradients_of_heads_may_come_in_either_order(device: str, seed: int) -> None:
+    """Of a head's columns of queries and keys the even ones first, as Triton's kernels store them, or as they are."""
+    case = Case("cross", Shape(1, 7, 5, 2, 16), torch.float16, 64, layers=1)
+    drawn, op = draw(case, device, seed), import_module("mmdit.ops.stack_backward.op")
+    layers, modulation = collected(drawn.stack, drawn.inputs["y"])
+    tables = drawn.stack.layers[0].cross_attn.rotary
+    layout = import_module("mmdit.ops.stack_rows.op").padded_layout(case.shape.length, case.shape.context)
+    d_heads = torch.randn(3, case.shape.batch, layout[3], case.shape.dim, generator=seeded(seed)).to(device, case.dtype)
+    residual = torch.randn(d_heads.shape[1:], generator=seeded(seed)).to(device, case.dtype)
+    got: list[dict[str, Tensor]] = []
+    for halves in (True, False):
+        run = op.RowBackward(
+            *(residual, case.shape.batch, modulation, layout, case.shape.heads, case.forward, tables.cos, tables.sin),
+            *(None, False, None, 0.0),
+        )
+        run.gradients.heads.copy_(d_heads)
+        if not halves:
+            pairs = d_heads[:2].unflatten(-1, (case.shape.heads, 2, -1)).transpose(-1, -2)
+            run.gradients.heads[:2].copy_(pairs.flatten(-3))
+        run.gradients.residual.zero_()
+        run.heads_backward(0, layers[0], residual, halves, torch.empty_like(d_heads))
+        got.append({"residual": run.gradients.residual, "projected": run.gradients.heads})
+    assert got[0]["residual"].any()
+    for name, t in got[0].items():
+        assert torch.equal(t.nan_to_num(), got[1][name].nan_to_num()), name
