@@ -1,6 +1,10 @@
 """SPEC K1, K3: forward and backward of a stack on tiles of rows, in one autograd function."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,13 +50,12 @@ def test_a_block_alone_matches_the_oracle(run: Run, kind: str) -> None:
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_two_runs_give_the_same_bits(run: Run, recompute: str) -> None:
-    run(training_tier.two_runs_give_the_same_bits, Case("cross", Shape(1, 3, 65, 1, 16), *FP32, "random"), recompute)
+    run(training_tier.two_runs_give_the_same_bits, Case("cross", Shape(1, 3, 33, 1, 16), *FP32, "random"), recompute)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize(("recompute", "checkpointed"), [("none", False), ("full", True)])
 def test_dropout_drops_what_philox_says_forwards_and_backwards(run: Run, recompute: str, checkpointed: bool) -> None:
-    run(training_tier.dropout_is_replayed, Case("cross", Shape(2, 7, 5, 3, 16), *FP32), 0.4, recompute, checkpointed)
+    run(training_tier.dropout_is_replayed, Case("cross", ONE, *FP32), 0.4, recompute, checkpointed)
 
 
 def test_dropout_without_gradients_drops_the_same(run: Run) -> None:
@@ -62,6 +65,44 @@ def test_dropout_without_gradients_drops_the_same(run: Run) -> None:
 @pytest.mark.parametrize("which", ["last-layer", "a-bias", "modulation", "x"])
 def test_what_is_frozen_costs_nothing(run: Run, which: str) -> None:
     run(training_tier.frozen_weights_cost_nothing, which)
+
+
+def test_gradients_of_heads_may_come_in_either_order(run: Run) -> None:
+    run(training_tier.gradients_of_heads_may_come_in_either_order)
+
+
+@pytest.mark.slow
+def test_gradients_of_two_processes_are_those_of_one(tree: Path) -> None:
+    """Under DistributedDataParallel and fully_shard, each process with half of the batch."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "REPO_PATH": str(tree)}
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.distributed_training",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch],
+        env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gradients match") == 4, done.stdout
+
+
+@pytest.mark.parametrize("what", training_tier.OBSTACLES)
+def test_what_the_kernels_cannot_train_takes_the_modules_and_says_why(run: Run, what: str) -> None:
+    run(training_tier.an_obstacle_sends_a_step_to_the_modules, what)
+
+
+def test_an_unknown_recompute_is_refused(run: Run) -> None:
+    run(training_tier.an_unknown_recompute_is_refused)
 
 
 @pytest.mark.parametrize(

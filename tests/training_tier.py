@@ -21,6 +21,7 @@ from tests import oracle
 from tests.cases import Shape
 from tests.kernels import seeded
 from tests.numerics import Values, assert_accurate, evaluate
+from tests.rows_tier import collected
 from tests.tiles_tier import Case, Inputs, draw_call, draw_stack, fp32_products
 
 TINY = Shape(1, 3, 2, 2, 16)
@@ -45,6 +46,43 @@ class Drawn:
         module = module or self.stack
         call = partial(module, **leaves, **self.options)
         return evaluate(call, leaves | dict(self.stack.named_parameters()), self.cotangents)
+
+
+# What a call is altered by, and what explain says then.
+OBSTACLES: dict[str, tuple[Callable[[Drawn], Any], str]] = {
+    "dropouts-of-two-rates": (lambda d: setattr(d.stack.train().layers[1].mlp[3], "p", 0.5), "different rates"),
+    "one-dropout-off": (lambda d: d.stack.train().layers[1].mlp[3].eval(), "different rates"),
+    "exact-fp32": (lambda d: torch.set_float32_matmul_precision("highest"), "fp32"),
+    "context-of-no-rows": (
+        lambda d: [t.update(context=t["context"][:, :0]) for t in (d.inputs, d.cotangents)],
+        "no rows",
+    ),
+    "hook": (lambda d: d.stack.layers[0].mlp[0].register_forward_hook(lambda *_: None), "hooks"),
+}
+
+
+def an_obstacle_sends_a_step_to_the_modules(what: str, device: str, seed: int) -> None:
+    case, (alter, reason) = Case("cross", TINY, torch.float32, 64), OBSTACLES[what]
+    drawn = draw(case, device, seed)
+
+    def call() -> Values:
+        alter(drawn)
+        return drawn.values()
+
+    got, explanation = explained(drawn, call)
+    told = [(d.path, d.reason) for d in explanation.decisions if d.op == "stack"]
+    assert told[0][0] == "pytorch", str(explanation)
+    assert reason in told[0][1], str(explanation)
+    assert all(t.isfinite().all() for t in got.gradients.values())
+    if not drawn.stack.training:
+        assert_accurate(got, truth_of(case, drawn), torch.float32)
+
+
+def an_unknown_recompute_is_refused(device: str, seed: int) -> None:
+    drawn = draw(Case("cross", TINY, torch.float32, 64), device, seed)
+    drawn.stack.recompute = "everything"
+    with pytest.raises(import_module("mmdit").ConfigError, match="recompute: expected one of"):
+        drawn.values()
 
 
 def draw(case: Case, device: str, seed: int) -> Drawn:
@@ -241,3 +279,30 @@ def weights_may_be_swapped(device: str, seed: int) -> None:
     assert_trains(explanation)
     for name, gradient in got.gradients.items():
         assert torch.equal(gradient, whole.gradients[name]), name
+
+
+def gradients_of_heads_may_come_in_either_order(device: str, seed: int) -> None:
+    """Of a head's columns of queries and keys the even ones first, as Triton's kernels store them, or as they are."""
+    case = Case("cross", Shape(1, 7, 5, 2, 16), torch.float16, 64, layers=1)
+    drawn, op = draw(case, device, seed), import_module("mmdit.ops.stack_backward.op")
+    layers, modulation = collected(drawn.stack, drawn.inputs["y"])
+    tables = drawn.stack.layers[0].cross_attn.rotary
+    layout = import_module("mmdit.ops.stack_rows.op").padded_layout(case.shape.length, case.shape.context)
+    d_heads = torch.randn(3, case.shape.batch, layout[3], case.shape.dim, generator=seeded(seed)).to(device, case.dtype)
+    residual = torch.randn(d_heads.shape[1:], generator=seeded(seed)).to(device, case.dtype)
+    got: list[dict[str, Tensor]] = []
+    for halves in (True, False):
+        run = op.RowBackward(
+            *(residual, case.shape.batch, modulation, layout, case.shape.heads, case.forward, tables.cos, tables.sin),
+            *(None, False, None, 0.0),
+        )
+        run.gradients.heads.copy_(d_heads)
+        if not halves:
+            pairs = d_heads[:2].unflatten(-1, (case.shape.heads, 2, -1)).transpose(-1, -2)
+            run.gradients.heads[:2].copy_(pairs.flatten(-3))
+        run.gradients.residual.zero_()
+        run.heads_backward(0, layers[0], residual, halves, torch.empty_like(d_heads))
+        got.append({"residual": run.gradients.residual, "projected": run.gradients.heads})
+    assert got[0]["residual"].any()
+    for name, t in got[0].items():
+        assert torch.equal(t.nan_to_num(), got[1][name].nan_to_num()), name

@@ -27,10 +27,11 @@ class MMDiT(nn.Module):
     Raises ConfigError where these do not fit; forward raises the package's errors for inputs that do not.
     """
 
+    recompute = "none"
+
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.recompute = "none"
         block = asdict(config)
         num_layers = block.pop("num_layers")
         check_positive_int("num_layers", num_layers)

@@ -132,6 +132,7 @@ class Passes:
             else:
                 rows.copy_(d)
         layer_saved = self._recompute if self._recomputes else lambda index, saved: [t[index] for t in saved[1:]]
+        scratch = None if self._recomputes else self.like.new_empty(2, *gradients.residual.shape)
         found: List[Tuple[Optional[StreamWeights], ...]] = [(None,) * call.streams] * len(self.layers)
         for index in range(len(self.layers) - 1, first - 1, -1):
             weights, residual = self.layers[index], saved.residual[index]
@@ -144,7 +145,7 @@ class Passes:
                 run.chained,
             )
             halves = self._recomputes or index == 0 or not self.plan.hopper
-            run.heads_backward(index, weights, residual, halves)
+            run.heads_backward(index, weights, residual, halves, heads if self._recomputes else scratch)
             if wanted[index]:
                 run.attention_weights(joined)
             found[index] = run.sum_up(index, wanted[index])

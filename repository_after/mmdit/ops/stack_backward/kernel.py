@@ -65,10 +65,12 @@ def attended(p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_
     """mid = residual + gate rms(o Wo^T + bias) norm; rms(o Wo^T + bias), its factor (T, 1), and Wo."""
     o_d = tl.arange(0, m_d.shape[0])
     b_out = tl.load(p_out + o_d[:, None] * DIM + o_d[None, :], mask=m_d[:, None] & m_d[None, :], other=0.0)
-    b_a = tl.dot(tl.load(p_o + o_x, mask=m_x, other=0.0), tl.trans(b_out), input_precision=PRECISION) + b_bias
+    b_o = tl.load(p_o + o_x, mask=m_x, other=0.0)
+    b_residual = tl.load(p_residual + o_x, mask=m_x, other=0.0)
+    b_a = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + b_bias
     b_factor = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
     b_a *= b_factor
-    return tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32) + b_gate * (b_a * b_norm), b_a, b_factor, b_out
+    return b_residual.to(tl.float32) + b_gate * (b_a * b_norm), b_a, b_factor, b_out
 
 
 @triton.jit(do_not_specialize=["row", "L", "C", "x_tiles", "tiles"])
@@ -123,6 +125,7 @@ def block_backward_kernel(
         m_x = (start + o_rows < left) & m_d[None, :]
         b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
+        b_d_m = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
         b_mid, b_a, b_factor, b_out = attended(
             p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
         )
@@ -130,7 +133,6 @@ def block_backward_kernel(
         b_scale = 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
         b_h = b_normed * b_scale + load_vector(p_modulation + 4 * DIM, DIM, BLOCK_D)
         tl.store(p_h + o_x, tl.where(m_x, b_h, 0.0).to(p_h.dtype.element_ty), mask=m_d[None, :])
-        b_d_m = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
         if p_seed is not None:
             o_all = (sample * tiles * TILE + row0 + start + tl.arange(0, ROWS)).to(tl.int32)
             b_d_m *= dropout_factor(p_seed, o_all, P, DIM, BLOCK_D)
@@ -167,11 +169,12 @@ def block_backward_kernel(
         m_x = (start + o_rows < left) & m_d[None, :]
         b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
+        b_loaded = tl.load(p_d_h + o_x, mask=m_x, other=0.0)
         b_mid, b_a, b_factor, b_out = attended(
             p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
         )
         b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
-        b_d = tl.load(p_d_h + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_d = b_loaded.to(tl.float32)
         if start > 0:
             tl.store(p_sums + 5 * DIM + o_d, tl.zeros((BLOCK_D,), tl.float32), mask=m_d)
         add_sum(p_sums, 3, b_d * b_normed, DIM, BLOCK_D)
@@ -204,82 +207,118 @@ def heads_backward_kernel(
     p_cos, p_sin,  # (positions, Dh / 2) fp32
     p_start,  # (B,) int or None
     p_h,  # (B, R, D), written: what enters the projections
+    p_y,  # (2, B, R, D), scratch
     p_sums,
-    modulation_batch, qkv_part,
+    modulation_batch, qkv_part, y_part,
     row, start, L, C, x_tiles, tiles,
-    TILE: tl.constexpr, HALVES: tl.constexpr, SCALE: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr,
-    DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    TILE: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr, SCALE: tl.constexpr, NORM_EPS: tl.constexpr,
+    RMS_EPS: tl.constexpr, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From d_q, d_k, d_v to d_residual, for q = SCALE rotary(rms(h Wq^T + bq) qnorm),
     k = rotary(rms(h Wk^T + bk) knorm), v = h Wv^T + bv, h = LayerNorm(residual) (1 + scale_attn) + shift_attn.
 
-    Grid: (B * tiles,). HALVES: in each head of q and k the even columns come first.
+    Grid: (B * tiles,). HALVES: in each head of q and k the even columns come first. Products take TILE rows, all else
+    ROWS of them at a time; they hand each other h, what Wq and Wk give, and d_h.
     """
-    sample, is_context, _, o_stream, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
+    sample = (tl.program_id(0) // tiles).to(tl.int64)
+    is_context = tl.program_id(0) % tiles >= x_tiles
     HALF: tl.constexpr = HEAD_DIM // 2
+    dtype = p_h.dtype.element_ty
+    row0 = tl.program_id(0) % tiles * TILE
+    stream0 = tl.where(is_context, row0 - x_tiles * TILE, row0)
+    left = tl.where(is_context, C, L) - stream0  # rows that are there
     o_d, o_pair = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_D // 2)
-    m_d = o_d < DIM
-    m_x = m_row[:, None] & m_d[None, :]
-    m_pair = m_row[:, None] & (o_pair < DIM // 2)[None, :]
-    o_first = (tl.arange(0, TILE) * DIM)[:, None]
-    o_x = o_first + o_d[None, :]
-    first = (sample * tiles + tl.program_id(0) % tiles) * TILE * DIM
+    m_d, m_pairs = (o_d < DIM)[None, :], (o_pair < DIM // 2)[None, :]
+    o_rows = tl.arange(0, ROWS)[:, None]
+    o_tile = (tl.arange(0, TILE) * DIM)[:, None] + o_d[None, :]
+    o_weight, m_weight = o_d[:, None] * DIM + o_d[None, :], (o_d < DIM)[:, None] & m_d
+    first = (sample * tiles * TILE + row0) * DIM
     p_d_heads, p_d_residual, p_residual = p_d_heads + first, p_d_residual + first, p_residual + first
-    p_h += first
-    p_sums += tl.program_id(0) * SUMS * DIM
+    p_h, p_y = p_h + first, p_y + first
+    p_sums += tl.program_id(0) * (TILE // ROWS) * SUMS * DIM
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_weight, p_bias = tl.where(is_context, p_weight_c, p_weight_x), tl.where(is_context, p_bias_c, p_bias_x)
     p_qnorm, p_knorm = tl.where(is_context, p_qnorm_c, p_qnorm_x), tl.where(is_context, p_knorm_c, p_knorm_x)
-    b_scale = 1.0 + load_vector(p_modulation, DIM, BLOCK_D)
-    b_shift = load_vector(p_modulation + DIM, DIM, BLOCK_D)
     if p_start is not None:
         start += tl.load(p_start + sample).to(tl.int32)
-    if HALVES:
-        o_even, SKIP = o_pair // HALF * HEAD_DIM + o_pair % HALF, HALF
-    else:
-        o_even, SKIP = o_pair * 2, 1
-    m_rotary = m_row & (is_context == 0)
+    start += stream0
 
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_normed, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
-    b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
-    tl.store(p_h + o_x, b_h, mask=m_d[None, :])
-    b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
-    b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HALF)
-    for part in tl.static_range(3):
-        o_weight = (part * DIM + o_d)[:, None] * DIM + o_d[None, :]
-        b_weight = tl.load(p_weight + o_weight, mask=m_d[:, None] & m_d[None, :], other=0.0)
-        if part == 2:
-            b_d = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
-        else:
-            b_y = tl.dot(b_h, tl.trans(b_weight), input_precision=PRECISION)
-            b_y += load_vector(p_bias + part * DIM, DIM, BLOCK_D)
-            b_factor = tl.rsqrt(row_mean(b_y * b_y, DIM) + RMS_EPS)
-            b_y *= b_factor
-            p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
-            b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b, b_d_a = rotate(b_d_b, b_d_a, b_cos, b_sin, HALF)  # back
-            b_d = tl.interleave(b_d_a, b_d_b)
-            if part == 0:
-                b_d *= SCALE
-            add_sum(p_sums, 9 + part, b_d * b_y, DIM, BLOCK_D)
-            b_d *= load_vector(p_qnorm if part == 0 else p_knorm, DIM, BLOCK_D)
-            b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
-        add_sum(p_sums, 6 + part, b_d, DIM, BLOCK_D)
-        b_d_y = b_d.to(p_h.dtype.element_ty)
-        tl.debug_barrier()
-        tl.store(p_d_heads + part * qkv_part + o_x, b_d_y, mask=m_d[None, :])
-        b_d_h = tl.dot(b_d_y, b_weight, b_d_h, input_precision=PRECISION)
-
-    b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
-    add_sum(p_sums, 0, b_d_h * b_normed, DIM, BLOCK_D)
-    add_sum(p_sums, 1, b_d_h, DIM, BLOCK_D)
-    b_d = tl.load(p_d_residual + o_x, mask=m_x, other=0.0)
-    b_d += normed_backward(b_d_h * b_scale, b_normed, b_rstd, DIM, BLOCK_D)
+    for begin in tl.range(0, TILE, ROWS, num_stages=1):
+        o_x = (begin + o_rows) * DIM + o_d[None, :]
+        m_x = (begin + o_rows < left) & m_d
+        b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
+        b_normed *= 1.0 + load_vector(p_modulation, DIM, BLOCK_D)
+        b_normed += load_vector(p_modulation + DIM, DIM, BLOCK_D)
+        tl.store(p_h + o_x, tl.where(m_x, b_normed, 0.0).to(dtype), mask=m_d)
     tl.debug_barrier()
-    tl.store(p_d_residual + o_x, b_d, mask=m_x)
+    b_h = tl.load(p_h + o_tile, mask=m_d, other=0.0)
+    for index in tl.range(0, 2, num_stages=STAGES):
+        b_w = tl.load(p_weight + index * DIM * DIM + o_weight, mask=m_weight, other=0.0)
+        b_product = tl.dot(b_h, tl.trans(b_w), input_precision=PRECISION)
+        b_product += load_vector(p_bias + index * DIM, DIM, BLOCK_D)
+        tl.store(p_y + index * y_part + o_tile, b_product.to(dtype), mask=m_d)
+    tl.debug_barrier()
+
+    for begin in tl.range(0, TILE, ROWS, num_stages=1):
+        o_first = (begin + o_rows) * DIM
+        o_x = o_first + o_d[None, :]
+        m_there = begin + o_rows < left
+        m_x = m_there & m_d
+        o_position = begin + tl.arange(0, ROWS)
+        m_rotary = (o_position < left) & (is_context == 0)
+        b_cos, b_sin = load_angles(p_cos, p_sin, start + o_position, m_rotary, HALF)
+        p_tile = p_sums + begin // ROWS * SUMS * DIM
+        for part in tl.static_range(3):
+            if part == 2:
+                b_d = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
+            else:
+                b_y = tl.load(p_y + part * y_part + o_x, mask=m_x, other=0.0).to(tl.float32)
+                if HALVES:
+                    p_even = (
+                        p_d_heads + part * qkv_part + o_first + (o_pair // HALF * HEAD_DIM + o_pair % HALF)[None, :]
+                    )
+                    b_even = tl.load(p_even, mask=m_there & m_pairs, other=0.0).to(tl.float32)
+                    b_odd = tl.load(p_even + HALF, mask=m_there & m_pairs, other=0.0).to(tl.float32)
+                else:
+                    b_both = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
+                    b_even, b_odd = tl.split(tl.reshape(b_both, (ROWS, BLOCK_D // 2, 2)))
+                b_factor = tl.rsqrt(row_mean(b_y * b_y, DIM) + RMS_EPS)
+                b_y *= b_factor
+                b_odd, b_even = rotate(b_odd, b_even, b_cos, b_sin, HALF)  # back
+                b_d = tl.interleave(b_even, b_odd)
+                if part == 0:
+                    b_d *= SCALE
+                add_sum(p_tile, 9 + part, b_d * b_y, DIM, BLOCK_D)
+                b_d *= load_vector(p_qnorm if part == 0 else p_knorm, DIM, BLOCK_D)
+                b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
+            add_sum(p_tile, 6 + part, b_d, DIM, BLOCK_D)
+            tl.debug_barrier()
+            tl.store(p_d_heads + part * qkv_part + o_x, b_d.to(dtype), mask=m_d)
+    tl.debug_barrier()
+
+    b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
+    for index in tl.range(0, 3, num_stages=STAGES):
+        b_w = tl.load(p_weight + index * DIM * DIM + o_weight, mask=m_weight, other=0.0)
+        b_d_y = tl.load(p_d_heads + index * qkv_part + o_tile, mask=m_d, other=0.0)
+        b_d_h = tl.dot(b_d_y, b_w, b_d_h, input_precision=PRECISION)
+    tl.store(p_y + o_tile, b_d_h.to(dtype), mask=m_d)
+    tl.debug_barrier()
+    for begin in tl.range(0, TILE, ROWS, num_stages=1):
+        o_x = (begin + o_rows) * DIM + o_d[None, :]
+        m_x = (begin + o_rows < left) & m_d
+        b_past = tl.load(p_d_residual + o_x, mask=m_x, other=0.0)
+        b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_d = tl.load(p_y + o_x, mask=m_x, other=0.0).to(tl.float32)
+        b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
+        p_tile = p_sums + begin // ROWS * SUMS * DIM
+        add_sum(p_tile, 0, b_d * b_normed, DIM, BLOCK_D)
+        add_sum(p_tile, 1, b_d, DIM, BLOCK_D)
+        b_d *= 1.0 + load_vector(p_modulation, DIM, BLOCK_D)
+        b_d = b_past + normed_backward(b_d, b_normed, b_rstd, DIM, BLOCK_D)
+        tl.debug_barrier()
+        tl.store(p_d_residual + o_x, b_d, mask=m_x)

@@ -123,11 +123,11 @@ def sum_parts_kernel(
     size,
     layer, x_tiles, tiles, B, x_splits, splits,
     LAYERS: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+    COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; then,
-    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK)
-    for the matrices, over splits.
+    where weights' gradients are wanted, M * 8 * COLUMNS for parts of the vectors, over all tiles of a stream, and
+    M * cdiv(SIZE, BLOCK) for the matrices, over splits.
     """
     program = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)
@@ -147,25 +147,28 @@ def sum_parts_kernel(
             p_tile += SUMS * DIM
         p_to = p_d_modulation + ((sample * LAYERS + layer) * STREAMS + stream) * 6 * DIM
         tl.store(p_to + o_sum, b_six, mask=m_slot)
-    elif program < (B + 8) * STREAMS:
-        stream, slot = (program - B * STREAMS) // 8, (program - B * STREAMS) % 8
+    elif program < (B + 8 * COLUMNS) * STREAMS:
+        part = program - B * STREAMS
+        stream, slot, column = part // (8 * COLUMNS), part // COLUMNS % 8, part % COLUMNS
         own = tl.where(stream == 1, tiles - x_tiles, x_tiles)
-        b_rows = tl.zeros((32, BLOCK_D), tl.float32)
-        for start in range(0, B * own, 32):
-            o = start + tl.arange(0, 32)
+        o_column = column * (BLOCK_D // COLUMNS) + tl.arange(0, BLOCK_D // COLUMNS)
+        b_rows = tl.zeros((256, BLOCK_D // COLUMNS), tl.float32)
+        for start in range(0, B * own, 256):
+            o = start + tl.arange(0, 256)
             o_vector = ((o // own * tiles + stream * x_tiles + o % own) * SUMS + 6 + slot).to(tl.int64) * DIM
-            m_vector = (o < B * own)[:, None] & m_d[None, :]
-            b_rows += tl.load(p_sums + o_vector[:, None] + o_d[None, :], mask=m_vector, other=0.0)
+            m_vector = (o < B * own)[:, None] & (o_column < DIM)[None, :]
+            b_rows += tl.load(p_sums + o_vector[:, None] + o_column[None, :], mask=m_vector, other=0.0)
         p_vector = p_d_weights + stream * (size + 8 * DIM) + size + slot * DIM
-        tl.store(p_vector + o_d, tl.sum(b_rows, 0).to(p_d_weights.dtype.element_ty), mask=m_d)
+        tl.store(p_vector + o_column, tl.sum(b_rows, 0).to(p_d_weights.dtype.element_ty), mask=o_column < DIM)
     else:
-        block = program - (B + 8) * STREAMS
+        block = program - (B + 8 * COLUMNS) * STREAMS
         stream = block // tl.cdiv(size, BLOCK)
         o = block % tl.cdiv(size, BLOCK) * BLOCK + tl.arange(0, BLOCK)
-        m = o < size
-        p_part = p_parts + tl.where(stream == 1, x_splits, 0).to(tl.int64) * size
-        b_sum = tl.zeros((BLOCK,), tl.float32)
-        for _ in range(tl.where(stream == 1, splits - x_splits, x_splits)):
-            b_sum += tl.load(p_part + o, mask=m, other=0.0)
-            p_part += size
-        tl.store(p_d_weights + stream * (size + 8 * DIM) + o, b_sum.to(p_d_weights.dtype.element_ty), mask=m)
+        first, last = tl.where(stream == 1, x_splits, 0), tl.where(stream == 1, splits, x_splits)
+        b_sum = tl.zeros((8, BLOCK), tl.float32)
+        for start in range(0, last - first, 8):
+            o_split = first + start + tl.arange(0, 8)
+            m_part = (o_split < last)[:, None] & (o < size)[None, :]
+            b_sum += tl.load(p_parts + o_split.to(tl.int64)[:, None] * size + o[None, :], mask=m_part, other=0.0)
+        p_matrix = p_d_weights + stream * (size + 8 * DIM)
+        tl.store(p_matrix + o, tl.sum(b_sum, 0).to(p_d_weights.dtype.element_ty), mask=o < size)

@@ -69,7 +69,7 @@ class RowBackward:
         self.start, self.starts = (0, start_pos) if isinstance(start_pos, Tensor) else (start_pos or 0, None)
         self.plan = plan = backward_tiles(like, batch * rows, forward)
         self.tiles, self.x_tiles = rows // plan.rows, x_rows // plan.rows
-        self.lengths = (length, context_length, self.x_tiles, self.tiles)
+        self.tile_lengths = (length, context_length, x_rows // plan.tile, rows // plan.tile)
         weights_tiles, weights_x_tiles = rows // plan.weights_tile, x_rows // plan.weights_tile
         self.x_splits = -(-batch * weights_x_tiles // plan.span)
         self.splits = self.x_splits + -(-batch * (weights_tiles - weights_x_tiles) // plan.span)
@@ -98,17 +98,16 @@ class RowBackward:
         from mmdit.ops.stack_backward.kernel import block_backward_kernel
 
         plan, gradients = self.plan, self.gradients
-        lengths = (*self.lengths[:2], *[n * plan.rows // plan.tile for n in self.lengths[2:]])
         launch(
             block_backward_kernel,
-            self.batch * self.tiles * plan.rows // plan.tile,
+            self.batch * self.tile_lengths[3],
             tensors=(
                 *(gradients.residual, residual, joined, self.modulation, *pairs(weights, BLOCK_FIELDS)),
                 *(None if self.seeds is None else self.seeds[index], gradients.hidden, gradients.mlp),
                 *(gradients.joined, gradients.attended, gradients.joined, gradients.sums),
             ),
             strides=(self._modulation_batch(),),
-            lengths=(index * self.streams, *lengths),
+            lengths=(index * self.streams, *self.tile_lengths),
             constants=(
                 *(
                     plan.tile,
@@ -127,25 +126,36 @@ class RowBackward:
             **self.options,
         )
 
-    def heads_backward(self, index: int, weights: LayerWeights, residual: Tensor, halves: bool) -> None:
+    def heads_backward(
+        self, index: int, weights: LayerWeights, residual: Tensor, halves: bool, scratch: Tensor
+    ) -> None:
         """From the gradients of query, key and value to that of the layer's input. halves: in each head of query and
-        key the even columns come first.
+        key the even columns come first. scratch: (2 or more, B, R, D), overwritten.
         """
         from mmdit.ops.stack_backward.kernel import heads_backward_kernel
 
         plan, gradients = self.plan, self.gradients
         launch(
             heads_backward_kernel,
-            self.batch * self.tiles,
+            self.batch * self.tile_lengths[3],
             tensors=(
                 *(gradients.heads, gradients.residual, residual, self.modulation, *pairs(weights, HEAD_FIELDS)),
-                *(self.cos, self.sin, self.starts, gradients.joined, gradients.sums),
+                *(self.cos, self.sin, self.starts, gradients.joined, scratch, gradients.sums),
             ),
-            strides=(self._modulation_batch(), gradients.heads.stride(0)),
-            lengths=(index * self.streams, self.start, *self.lengths),
+            strides=(self._modulation_batch(), gradients.heads.stride(0), scratch.stride(0)),
+            lengths=(index * self.streams, self.start, *self.tile_lengths),
             constants=(
-                *(plan.rows, halves, LOG2_E / self.head_dim**0.5, NORM_EPS, RMS_EPS, self.dim, self.head_dim),
-                *(self.block, self.precision, self.chained),
+                *(
+                    plan.tile,
+                    plan.rows,
+                    halves,
+                    LOG2_E / self.head_dim**0.5,
+                    NORM_EPS,
+                    RMS_EPS,
+                    self.dim,
+                    self.head_dim,
+                ),
+                *(self.block, plan.stages, self.precision, self.chained),
             ),
             warps=plan.heads_warps,
             **self.options,
@@ -195,7 +205,8 @@ class RowBackward:
 
         plan, gradients = self.plan, self.gradients
         flat = self.like.new_empty(self.streams, self.size + 8 * self.dim) if wanted else None
-        vectors_and_matrices = 8 + -(-self.size // plan.sum_block) if wanted else 0
+        columns = self.block // 16
+        vectors_and_matrices = 8 * columns + -(-self.size // plan.sum_block) if wanted else 0
         launch(
             sum_parts_kernel,
             self.streams * (self.batch + vectors_and_matrices),
@@ -205,7 +216,7 @@ class RowBackward:
             ),
             strides=(self.size,),
             lengths=(index, self.x_tiles, self.tiles, self.batch, self.x_splits, self.splits),
-            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block, self.chained),
+            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block, columns, self.chained),
             warps=4,
             **self.options,
         )
