@@ -15,7 +15,7 @@ from torch import Tensor
 from evaluation.judge.case import Case
 from evaluation.judge.compare import errors, judge_case, truth_of
 from evaluation.judge.draw import Drawn, draw
-from evaluation.judge.plan import read_result, write_plan
+from evaluation.judge.plan import CaseFacts, read_result, write_plan
 from evaluation.judge.record import CaseNumbers, Numerics, NumericsRun
 from evaluation.suite.probe import signal_name
 from evaluation.suite.process import Finished, run_bounded
@@ -26,7 +26,7 @@ from evaluation.suite.stage import Staged
 _WORKER = Path(__file__).resolve().parents[1] / "worker" / "run_cases.py"
 SEED_BITS = 62
 
-Result = tuple[dict[str, Any] | None, dict[str, Tensor]]
+Result = tuple[CaseFacts | None, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def judge_numerics(
             truth = truth_of(each)
             told, got = runs["before"].results[number]
             vanilla = errors(truth, got)
-            verdicts["before"].append(judge_case(each, truth, told, got, None))
-            verdicts["after"].append(judge_case(each, truth, *runs["after"].results[number], vanilla))
+            verdicts["before"].append(judge_case(each, truth, told, got, None, device))
+            verdicts["after"].append(judge_case(each, truth, *runs["after"].results[number], vanilla, device))
     failures = [run.failure for run in runs.values() if run.failure] + [
         wrong(role, found) for role, found in verdicts.items() if runs[role].failure is None and _bad(found)
     ]
@@ -80,9 +80,6 @@ def run_worker(stage: Staged, drawn: list[Drawn], timeout: float, device: str, o
             on_output=on_output,
         )
         found = [read_result(results, each) for each in names]
-    for told, _ in found:
-        if told is not None:
-            told["device"] = device
     missing = [each.case.name for each, (told, _) in zip(drawn, found, strict=True) if told is None]
     return WorkerRun(found, time.monotonic() - started, _problem(stage.role, done, timeout, missing))
 
