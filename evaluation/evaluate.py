@@ -15,10 +15,12 @@ if not __package__:  # run as a script: let the imports below find this package
 
 from rich.console import Console
 
+from evaluation.judge.scan import scan
 from evaluation.report.build import build_report
 from evaluation.report.environment import describe_environment
 from evaluation.report.junit import to_junit
 from evaluation.report.models import RunSettings
+from evaluation.report.sarif import to_sarif
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the report goes: a file when PATH ends in .json, else a folder that gets report.json (default: "
         "evaluation/reports/YYYY-MM-DD/HH-MM-SS/report.json); evaluation/reports/latest.json is written in any case",
     )
+    parser.add_argument("--sarif", type=Path, metavar="PATH", help="also write the static scan's findings to PATH")
     parser.add_argument("--junit", type=Path, metavar="PATH", help="also write the test results as JUnit XML to PATH")
     add_run_options(parser)
     return parser
@@ -69,6 +72,7 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, ju
     file = _report_file(options.output) if options.output else default_report_file(reports, started_at, run_id)
     for folder in _folders_to_write(options, reports, file):
         check_writable(folder)
+    findings = scan(options.after)
     pair = run_pair(options.before, options.after, settings, console, judge)
     report = build_report(
         pair,
@@ -84,10 +88,13 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, ju
             device=settings.device,
         ),
         environment=describe_environment(ROOT, pair.machine),
+        findings=findings,
     )
     write_record(report, file, reports / "latest.json")
     if options.junit:
         write_atomically(options.junit, to_junit(report))
+    if options.sarif:
+        write_atomically(options.sarif, to_sarif(findings))
     print_report(console, report, file)
     return exit_code(report.failures)
 
@@ -100,7 +107,7 @@ def _report_file(output: Path) -> Path:
 def _folders_to_write(options: argparse.Namespace, reports: Path, file: Path) -> list[Path]:
     """To be tried before the long work. The folder of this very second is made only when there is a report."""
     report_folder = file.parent if options.output else file.parent.parent
-    return [reports, report_folder, *([options.junit.parent] if options.junit else [])]
+    return [reports, report_folder, *(path.parent for path in (options.junit, options.sarif) if path)]
 
 
 if __name__ == "__main__":

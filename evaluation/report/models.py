@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from evaluation.judge.record import Numerics
+from evaluation.judge.scan import Finding
 from evaluation.suite.probe import Device, Machine
 from evaluation.suite.result import CaseResult, Evidence, Failure, NotRun, Record
 
@@ -124,6 +125,7 @@ class Report(Record):
     comparison: Comparison
     results: Results
     numerics: Numerics
+    findings: tuple[Finding, ...] = Field(description="places of after to read; they decide nothing")
     verdict: Verdict
     failures: tuple[Failure, ...]
     success: bool
