@@ -79,7 +79,7 @@ def _tensors(drawn: Drawn) -> dict[str, Tensor]:
 def read_result(folder: Path, name: str) -> tuple[CaseFacts | None, dict[str, Tensor]]:
     """What a worker left of one case: None where it did not come to its end, an error where it cannot be read."""
     facts, tensors = folder / f"{name}.json", folder / f"{name}.safetensors"
-    if not facts.is_file():
+    if not facts.is_file() or facts.is_symlink() or tensors.is_symlink():
         return None, {}
     try:
         if facts.stat().st_size > _MAX_JSON_BYTES or tensors.stat().st_size > _MAX_TENSOR_BYTES:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from evaluation.suite.result import Record
+from evaluation.suite.result import Failure, Record, Role
 
 
 class Measure(Record):
@@ -37,3 +37,20 @@ class Numerics(Record):
     seed: int | None = Field(default=None, description="null: no case was run")
     before: NumericsRun = NumericsRun()
     after: NumericsRun = NumericsRun()
+
+
+class RawRun(Record):
+    """What a worker left of itself: the tensors lie beside this, by tree and number of the case."""
+
+    seconds: float
+    failure: Failure | None
+
+
+class RawNumerics(Record):
+    """Both workers' runs before they are judged: with the files that `files` names, all that the judge goes by."""
+
+    seed: int
+    device: str
+    cases: tuple[str, ...]
+    runs: dict[Role, RawRun]
+    files: dict[str, str] = Field(description="sha256 by name: TREE/NUMBER.safetensors and TREE/NUMBER.json")
