@@ -63,9 +63,12 @@ class Case:
 
 
 class Call:
-    """The inputs of a case on the padded rows, as the kernels take them. Outputs and padding begin as NaN."""
+    """The inputs of a case on the padded rows, as the kernels take them. Outputs and padding begin as NaN.
 
-    def __init__(self, case: Case, device: str, seed: int) -> None:
+    folded: queries are stored with softmax's scale in them, in powers of 2.
+    """
+
+    def __init__(self, case: Case, device: str, seed: int, folded: bool = True) -> None:
         rng, shape, rows = seeded(seed), case.shape, case.layout[3]
         self.case, self.device = case, device
         size = (shape.batch, shape.heads, shape.length + shape.context, shape.dim_head)
@@ -74,7 +77,8 @@ class Call:
             drawn["query"], drawn["key"] = drawn["query"].abs(), -drawn["key"].abs()
         for name in ("query", "key"):
             drawn[name] *= case.gain
-        drawn["query"] *= LOG2_E / shape.dim_head**0.5  # queries are stored with softmax's scale, in powers of 2
+        self.unfold = shape.dim_head**0.5 / LOG2_E if folded else 1.0
+        drawn["query"] /= self.unfold
         self.streams = {name: t.to(device, case.dtype) for name, t in drawn.items()}
         cotangent = torch.randn((shape.batch, size[2], shape.dim), generator=rng) * case.gradient_gain
         self.cotangent = cotangent.to(device, case.dtype)
@@ -121,8 +125,7 @@ class Call:
         visible = self.visible()
 
         def call() -> tuple[Tensor]:
-            query = leaves["query"] * (self.case.shape.dim_head**0.5 / LOG2_E)
-            weights = oracle.softmax_weights(query, leaves["key"], visible)
+            weights = oracle.softmax_weights(leaves["query"] * self.unfold, leaves["key"], visible)
             return ((weights @ leaves["value"]).transpose(1, 2).flatten(2),)
 
         return evaluate(call, leaves, {"out": self.cotangent})
@@ -135,8 +138,9 @@ class Call:
 
     def true_lse(self) -> Tensor:
         """(B, H, L + C) fp64, infinite where nothing is visible."""
-        scores = self.streams["query"].double() @ self.streams["key"].double().mT
-        lse = (scores / LOG2_E).masked_fill(~self.visible(), -torch.inf).logsumexp(-1) * LOG2_E
+        logits = self.streams["query"].double() @ self.streams["key"].double().mT
+        logits *= self.unfold / self.case.shape.dim_head**0.5
+        lse = logits.masked_fill(~self.visible(), -torch.inf).logsumexp(-1) * LOG2_E
         return lse.masked_fill(lse == -torch.inf, torch.inf)
 
 
@@ -174,5 +178,13 @@ def any_tiles_give_the_same_gradients(case: Case, tiles: tuple[Any, ...], device
     found = tuple(t and tuning.Tiles(*t) for t in tiles)
     module = import_module("mmdit.ops.joint_attention.backward")
     choice: Callable[..., Any] = lambda *_: found  # noqa: E731
-    with patch.object(module, "attention_backward_tiles", choice):
+    plain = patch.object(module, "hopper_backward", lambda *_: False)
+    with plain, patch.object(module, "attention_backward_tiles", choice):
         gradients_match_the_oracle(case, device, seed)
+
+
+def hopper_gives_the_same_gradients(case: Case, device: str, seed: int) -> None:
+    """By the kernel for Hopper, whether or not the tables take it."""
+    with patch.object(import_module("mmdit.ops.joint_attention.backward"), "hopper_backward", lambda *_: True):
+        gradients_match_the_oracle(case, device, seed)
+        two_runs_give_the_same_bits(case, device, seed)

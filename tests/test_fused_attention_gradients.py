@@ -51,6 +51,13 @@ GPU += [Case(Shape(1, 600, 77, 2, 32), dtype, "empty-rows-and-columns") for dtyp
 GPU += [Case(TARGET, FP32, padded=True, precision="high")]
 GPU += [Case(TARGET, BF16, padded=True, gain=gain, gradient_gain=g) for gain, g in ((3.0, 1e6), (1e-3, 1e-6))]
 GPU += [Case(TARGET, BF16, padded=True, gain=4.0, opposed=True), Case(TARGET, BF16, strided=True)]
+# Of Hopper's kernel: a tile of queries with one row, full tiles, no context, rows that end within a tile.
+HOPPER_SHAPES = (Shape(2, 65, 0, 3, 16), Shape(3, 64, 64, 8, 16), Shape(2, 130, 3, 8, 16), Shape(1, 192, 64, 8, 16))
+HOPPER = [
+    Case(shape, dtype, padded=padded) for shape in HOPPER_SHAPES for dtype in (FP16, BF16) for padded in (False, True)
+]
+HOPPER += [Case(TARGET, BF16, padded=True, gain=4.0, opposed=True)]
+HOPPER += [Case(Shape(2, 70, 50, 8, 16), FP16, padded=True, gain=3.0, opposed=True, strided=True)]
 
 
 @pytest.mark.parametrize("case", [*CASES, *MASKED, *STRIDED, *SIZES], ids=str)
@@ -62,6 +69,12 @@ def test_the_gradients_match_the_oracle(run: Run, case: Case) -> None:
 @pytest.mark.parametrize("case", GPU, ids=str)
 def test_the_gradients_match_the_oracle_at_sizes_and_in_dtypes_of_a_gpu(case: Case, seed: int) -> None:
     attention_gradients.gradients_match_the_oracle(case, "cuda", seed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", HOPPER, ids=str)
+def test_the_kernel_for_hopper_matches_the_oracle(case: Case, seed: int) -> None:
+    attention_gradients.hopper_gives_the_same_gradients(case, "cuda", seed)
 
 
 @pytest.mark.parametrize("mask", ["empty-rows", "empty-rows-and-columns", "all-empty"])

@@ -155,8 +155,8 @@ def dropout_is_replayed(case: Case, p: float, recompute: str, checkpointed: bool
     moved = torch.random.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
     torch.manual_seed(seed)
 
-    def through_checkpoint(**inputs: Any) -> Any:
-        return checkpoint(drawn.stack, **inputs, use_reentrant=False)
+    def through_checkpoint(x: Tensor, **inputs: Any) -> Any:
+        return checkpoint(drawn.stack, x, **inputs, use_reentrant=False)  # keeps the generator of a positional's device
 
     got, explanation = explained(drawn, partial(drawn.values, through_checkpoint if checkpointed else None))
     assert_trains(explanation)

@@ -6,10 +6,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from evaluation.bench.case import Outputs, poisoned_memory, worst_error
-from evaluation.bench.stack_case import Inputs, StackSetup, present
+from evaluation.bench.case import Outputs, poisoned_memory
+from evaluation.bench.stack_case import StackSetup
 from evaluation.bench.stack_record import Precision, StackContender, Unmeasured
 from evaluation.bench.timing import capture
 from evaluation.bench.trees import LoadedTree
@@ -72,7 +71,7 @@ def make_ready(
             except Exception as error:
                 ready.unmeasured.append(unmeasured(name, error))
                 continue
-            ready.calls[name], ready.errors[name] = call, checked(name, worst_error(outputs, setup.expected), dtype)
+            ready.calls[name], ready.errors[name] = call, checked(name, setup.error(outputs), dtype)
     return ready
 
 
@@ -81,14 +80,10 @@ def first_call(family: Family, setup: StackSetup, before: LoadedTree) -> Call:
     model = setup.fused if family is FUSED else setup.vanilla
     if family in MODES:
         model = torch.compile(model, dynamic=False, mode=MODES[family])
-    call = partial(call_model, model, setup.inputs)
+    call = partial(setup.call, model)
     with before.importable() if family in MODES else nullcontext():
         call()
     return call
-
-
-def call_model(model: nn.Module, inputs: Inputs) -> Outputs:
-    return present(model(*inputs))
 
 
 def run_once(family: Family, name: StackContender, as_is: Call) -> tuple[Call, Outputs]:

@@ -1,4 +1,4 @@
-"""The least time that a forward of the stack can take, by what it must compute, move and exponentiate.
+"""The least time that a call of the stack can take, by what it must compute, move and exponentiate.
 
 No launches, no waiting for one another, perfect overlap: at batch 1 far out of reach. A random mask saves nothing,
 as hardly a tile is free of visible keys. B batch, S = L + C, D model dim, H heads, F feed-forward.
@@ -37,7 +37,8 @@ def count_operations(case: StackCase) -> int:
     of_a_row = 2 * dim * (4 * dim + 2 * case.feed_forward)  # QKV, output projection, MLP
     modulation = case.streams * (2 * dim * 6 * dim)
     attention = 4 * joint * joint * dim
-    return case.layers * case.batch * (joint * of_a_row + modulation + attention)
+    forward = case.layers * case.batch * (joint * of_a_row + modulation + attention)
+    return 3 * forward if case.backward else forward  # of a product, both factors have gradients
 
 
 def count_weights(case: StackCase) -> int:
@@ -48,9 +49,11 @@ def count_weights(case: StackCase) -> int:
 
 
 def count_bytes(case: StackCase) -> int:
-    """Weights, x, y, context, mask and start positions read once, both outputs written once."""
+    """Weights, x, y, context, mask and start positions read once, both outputs written once; nothing kept between."""
     streams = case.batch * (case.length + case.context) * case.dim
     elements = count_weights(case) + 2 * streams + case.batch * case.dim
+    if case.backward:  # cotangents read, gradients written
+        elements += count_weights(case) + 2 * streams + case.batch * case.dim
     masks = case.batch * (case.length * case.length + START_POS_BYTES) if case.masked else 0
     return elements * ITEM_BYTES[case.dtype] + masks
 
@@ -58,4 +61,5 @@ def count_bytes(case: StackCase) -> int:
 def count_exponentials(case: StackCase) -> int:
     """One for each of the softmax's weights and for each SiLU of the MLPs."""
     joint = case.length + case.context
-    return case.layers * case.batch * joint * (case.heads * joint + case.feed_forward)
+    forward = case.layers * case.batch * joint * (case.heads * joint + case.feed_forward)
+    return 2 * forward if case.backward else forward  # a backward has no room for what the forward had of them

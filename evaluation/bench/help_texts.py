@@ -8,7 +8,8 @@ Time every fused op against vanilla PyTorch, eager and compiled, called eagerly 
 contenders of a case in turns. Outputs and gradients are checked against fp64 first."""
 
 STACK = """\
-Time the forward of the whole model, without gradients, all contenders of a case in turns:
+Time the forward of the whole model, without gradients, or with --backward forward and backward for all gradients, all
+contenders of a case in turns:
 
   eager            the vanilla tree, called as is
   eager_graph      the same, replayed from a CUDA graph
@@ -20,12 +21,13 @@ Time the forward of the whole model, without gradients, all contenders of a case
 
 Weights and inputs are drawn fresh, and outputs checked against the vanilla tree in fp64 first. Recorded beside the
 times are the errors, the peak memory of eager and fused, what fused chose and launched, and the floor: the least time
-that a forward's operations, bytes and exponentials take. A contender that does not compile is named, with its reason.
+that a call's operations, bytes and exponentials take. A contender that does not compile is named, with its reason.
 There is a case for each batch and dtype; the record is written after each.
 
   python -m evaluation.bench stack --output stack.json
   python -m evaluation.bench stack --batch 1,128 --dtype bfloat16,tf32 --contenders max_autotune,fused_graph
-  python -m evaluation.bench stack --batch 8 --masked --dim 256 --length 1024 --budget-s 300"""
+  python -m evaluation.bench stack --batch 8 --masked --dim 256 --length 1024 --budget-s 300
+  python -m evaluation.bench stack --backward --batch 32,128 --contenders eager,compiled_graph,fused_graph"""
 
 SIZES = """\
 Time the forward of models of many sizes, without gradients, in a CUDA graph: the fused tree against the vanilla one

@@ -9,7 +9,7 @@ from typing import get_args
 from evaluation.bench import help_texts
 from evaluation.bench.grid import AXES, MASKED
 from evaluation.bench.option_types import int_from, ints_from, make_case, names_of
-from evaluation.bench.stack_record import Precision, StackCase, StackContender
+from evaluation.bench.stack_record import Precision, Recompute, StackCase, StackContender
 from evaluation.bench.tune_record import TunedOp
 from evaluation.suite.command import ROOT, tree_folder
 
@@ -41,6 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--contenders", type=names_of(contenders), default=",".join(contenders), help="default all", **LISTED
     )
     add_case_options(stack)
+    stack.add_argument("--backward", action="store_true", help="with the gradients of all inputs and weights")
+    stack.add_argument(
+        "--recompute",
+        choices=get_args(Recompute),
+        default="none",
+        help="what the fused model's backward computes again rather than keeps (default none)",
+    )
     add_budget(stack, "begin no further case after so long; the record names those not begun")
 
     sizes = add_timing_command(commands, "sizes", "time models of many sizes")
@@ -114,6 +121,7 @@ def add_budget(command: argparse.ArgumentParser, meaning: str) -> None:
 def model_cases(options: argparse.Namespace) -> tuple[StackCase, ...]:
     """The cases that were asked for. Raises ValueError for sizes that no model has."""
     shared = {name: getattr(options, name) for name in ("masked", *MODEL_SIZES)}
+    shared |= {name: value for name, value in vars(options).items() if name in ("backward", "recompute")}
     return tuple(make_case(batch=b, dtype=d, **shared) for d, b in product(options.dtype, options.batch))
 
 

@@ -1,6 +1,6 @@
 """What a case runs on: both trees' models with the same random weights, inputs, and the fp64 oracle's outputs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from evaluation.bench.case import Outputs
+from evaluation.bench.case import Outputs, worst_error
+from evaluation.bench.stack_backward import differentiate, in_pieces, present, worst_gradient_error
 from evaluation.bench.stack_record import MAX_LENGTH, Precision, StackCase
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -27,13 +28,15 @@ Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 class StackSetup:
     """Models in eval mode; inputs x (B, L, D), y (B, D), context (B, C, D), attn_mask (B, L, L) bool and start_pos (B,)
     int64, the last two None unless masked; expected x_out (B, L, D) and context_out (B, C, D), fp64. A model without
-    context takes None for it, and gives none.
+    context takes None for it, and gives none. cotangents: of the outputs, where the case has a backward; expected then
+    goes on with the gradients, as differentiate gives them.
     """
 
     vanilla: nn.Module
     fused: nn.Module
     inputs: Inputs
     expected: Outputs
+    cotangents: Outputs | None = None
 
     @classmethod
     def draw(cls, case: StackCase, before: ModuleType, after: ModuleType, device: str) -> "StackSetup":
@@ -48,8 +51,28 @@ class StackSetup:
         truth = build_model(before, case).to(device).double()
         for model in (fused, truth):
             model.load_state_dict(vanilla.state_dict())
+        if case.recompute != "none":
+            fused.recompute = case.recompute
         inputs = draw_inputs(case, device)
-        return cls(vanilla, fused, inputs, oracle(truth, inputs, case.heads))
+        if not case.backward:
+            return cls(vanilla, fused, inputs, oracle(truth, inputs, case.heads))
+        cotangents = tuple(torch.randn_like(t) for t in present((inputs[0], inputs[2])))
+        expected = in_pieces(
+            truth, inputs, cotangents, max(1, samples_at_once(inputs, case.heads) // (4 * case.layers))
+        )
+        return cls(vanilla, fused, inputs, expected, cotangents)
+
+    def call(self, model: nn.Module) -> Outputs:
+        """What a contender's model gives."""
+        if self.cotangents is None:
+            return present(model(*self.inputs))
+        return differentiate(model, self.inputs, self.cotangents)
+
+    def error(self, outputs: Outputs) -> float:
+        """The worst relative L2 error of what call gave."""
+        if self.cotangents is None:
+            return worst_error(outputs, self.expected)
+        return worst_gradient_error(outputs, self.expected, len(self.cotangents))
 
 
 def build_model(mmdit: ModuleType, case: StackCase) -> nn.Module:
@@ -77,20 +100,19 @@ def draw_inputs(case: StackCase, device: str) -> Inputs:
 @torch.no_grad()
 def oracle(truth: nn.Module, inputs: Inputs, heads: int) -> Outputs:
     """x_out (B, L, D) and, with a context, context_out (B, C, D) of an fp64 model, a few samples at a time."""
-    x, _, context, *_ = inputs
-    joint = x.shape[1] + (0 if context is None else context.shape[1])
-    chunk = max(1, ORACLE_BYTES // (8 * heads * joint**2))
+    chunk = samples_at_once(inputs, heads)
     outs = []
-    for first in range(0, len(x), chunk):
+    for first in range(0, len(inputs[0]), chunk):
         given = (None if t is None else t[first : first + chunk] for t in inputs)
         given = (t.double() if t is not None and t.is_floating_point() else t for t in given)
         outs.append(present(truth(*given)))
     return tuple(torch.cat(chunks) for chunks in zip(*outs, strict=True))
 
 
-def present(outputs: Iterable[Tensor | None]) -> Outputs:
-    """Without the context that a model without context has not."""
-    return tuple(out for out in outputs if out is not None)
+def samples_at_once(inputs: Inputs, heads: int) -> int:
+    """How many the oracle takes."""
+    joint = inputs[0].shape[1] + (0 if inputs[2] is None else inputs[2].shape[1])
+    return max(1, ORACLE_BYTES // (8 * heads * joint**2))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The record of a run of `stack`: the forward of the whole model, case by case."""
+"""The record of a run of `stack`: the whole model, case by case."""
 
 from datetime import datetime
 from typing import Literal, Self
@@ -11,6 +11,7 @@ from evaluation.suite.result import Record
 MAX_LENGTH = 4096  # positions in the trees' rotary tables
 
 Precision = Literal["bfloat16", "float16", "tf32", "float32"]
+Recompute = Literal["none", "selective", "full"]
 # fused* is the fused tree, the others vanilla; *_graph and max_autotune are replayed from a CUDA graph
 StackContender = Literal["eager", "eager_graph", "compiled", "compiled_graph", "max_autotune", "fused", "fused_graph"]
 
@@ -34,11 +35,15 @@ class StackCase(Record):
     heads: int = Field(ge=1)
     feed_forward: int = Field(ge=1)
     layers: int = Field(ge=1)
+    backward: bool = Field(default=False, description="with the gradients of all inputs and weights")
+    recompute: Recompute = Field(default="none", description="what the fused model's backward computes again")
 
     @model_validator(mode="after")
-    def _heads_are_even(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.dim % (2 * self.heads):
             raise ValueError(f"expected heads of even size, got dim {self.dim} for {self.heads} heads")
+        if self.recompute != "none" and not self.backward:
+            raise ValueError(f"expected --backward beside --recompute {self.recompute}")
         return self
 
     @property
@@ -50,7 +55,7 @@ class StackCase(Record):
 
 
 class Floor(Record):
-    """What one forward cannot do without, and the least microseconds that each of it takes on this machine."""
+    """What one call cannot do without, and the least microseconds that each of it takes on this machine."""
 
     operations: int
     operations_us: float

@@ -42,18 +42,19 @@ def shortfalls(record: StackRecord) -> list[str]:
 def markdown_table(record: StackRecord) -> str:
     """Median milliseconds and the quartile distance of the rounds, by case; below it, what was not measured."""
     contenders = [name for name in HEADINGS if any(result.timing(name) for result in record.results)]
+    rival = strongest(contenders)
     header = [
         "batch",
         "dtype",
         "masked",
         *(HEADINGS[name] for name in contenders),
-        "max-autotune / fused",
+        f"{HEADINGS[rival].removeprefix('graph: ')} / fused",
         "floor / fused",
         "error: eager / fused",
         "peak MB: eager / fused",
         "fused kernels",
     ]
-    rows = [row(result, contenders) for result in record.results]
+    rows = [row(result, contenders, rival) for result in record.results]
     lines = [summary(record), "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
     return "\n".join([*lines, *not_measured(record, str)])
 
@@ -79,6 +80,7 @@ def sizes_line(case: StackCase) -> str:
     return (
         f"{case.layers} layers, dim {case.dim}, {case.heads} heads, feed-forward {case.feed_forward}, "
         f"x {case.length}, context {case.context}"
+        f"{f'; forward and backward, recompute {case.recompute}' if case.backward else ''}"
     )
 
 
@@ -97,10 +99,15 @@ def how(record: StackRecord) -> str:
     )
 
 
-def row(result: StackResult, contenders: list[StackContender]) -> list[str]:
+def strongest(contenders: list[StackContender]) -> StackContender:
+    """The baseline of the ratio."""
+    return next((name for name in reversed(RIVALS) if name in contenders), RIVALS[-1])
+
+
+def row(result: StackResult, contenders: list[StackContender], against: StackContender) -> list[str]:
     """The cells of a case. Ratio, floor and error are those of the fused model in a CUDA graph."""
     timings = {name: result.timing(name) for name in HEADINGS}
-    graph, rival, eager, floor = timings["fused_graph"], timings["max_autotune"], timings["eager"], result.floor
+    graph, rival, eager, floor = timings["fused_graph"], timings[against], timings["eager"], result.floor
     peaks = [result.eager_peak_bytes, result.fused.peak_bytes if result.fused else None]
     return [
         str(result.case.batch),

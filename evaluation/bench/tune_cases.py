@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from evaluation.bench.case import Case, Outputs, worst_error
-from evaluation.bench.contenders import call_model
 from evaluation.bench.joint_attention import AttentionCase
 from evaluation.bench.norm_adaln import EPS, NormCase
 from evaluation.bench.record import Direction
@@ -38,9 +37,9 @@ def draw_stack(case: StackCase, before: LoadedTree, after: LoadedTree, device: s
 
     @torch.no_grad()
     def run() -> Outputs:
-        return call_model(setup.fused, setup.inputs)
+        return setup.call(setup.fused)
 
-    return Subject(run, partial(worst_error, expected=setup.expected), calls=1)
+    return Subject(run, setup.error, calls=1)
 
 
 def draw_attention(case: StackCase, before: LoadedTree, after: LoadedTree, device: str) -> Subject:

@@ -127,6 +127,14 @@ def test_the_table_has_a_row_for_each_case() -> None:
     assert "torch.compile" not in header
 
 
+def test_the_table_of_a_backward_says_so_and_takes_the_strongest_baseline_there_is() -> None:
+    both_ways = TINY.model_copy(update={"backward": True, "recompute": "selective"})
+    text = markdown_table(make_record(make_result(both_ways, compiled_graph=[30.0] * 3, fused_graph=[10.0] * 3)))
+    assert "forward and backward, recompute selective" in text
+    assert "| torch.compile / fused |" in text
+    assert "| 3.00x |" in text
+
+
 def test_the_table_says_what_was_not_measured() -> None:
     result = make_result(eager=[9.0] * 3, max_autotune=[2.0] * 3, fused_graph=[1.0] * 3)
     large = TINY.model_copy(update={"batch": 512})
@@ -157,6 +165,7 @@ def test_the_table_command_prints_a_stored_record(tmp_path: Path, capsys: pytest
         ("stack --length 5000", "--length: "),
         ("stack --feed-forward 0", "--feed-forward: "),
         ("stack --dim 100 --heads 8", "dim 100 for 8 heads"),
+        ("stack --recompute full", "--backward beside --recompute full"),
         ("stack --after nowhere", "not there"),
         ("sizes --dim 80 --head-dim 32,64", "a head dim that is even and divides dim"),
         ("sizes --length 5000 --dim 64", "--length: "),
@@ -191,7 +200,7 @@ def test_there_is_a_case_for_each_batch_and_dtype_at_the_target_sizes() -> None:
 
 def test_the_recorded_command_gives_the_same_cases_again() -> None:
     given = build_parser().parse_args(
-        ["stack", "--batch", "8", "--masked", "--feed-forward", "64", "--output", "o.json"]
+        ["stack", "--batch", "8", "--masked", "--feed-forward", "64", "--output", "o.json", "--backward"]
     )
     again = build_parser().parse_args(command_line(given).split()[3:])
     assert model_cases(again) == model_cases(given)

@@ -20,6 +20,7 @@ from evaluation.tests.test_bench_stack import AFTER, BEFORE, MACHINE, TINY
 SMALL = StackCase(
     batch=3, dtype="float32", masked=True, length=5, context=2, dim=16, heads=2, feed_forward=24, layers=2
 )
+BOTH_WAYS = SMALL.model_copy(update={"backward": True, "recompute": "full"})
 
 
 def test_the_floor_counts_what_one_small_forward_needs() -> None:
@@ -47,6 +48,13 @@ def test_the_floor_counts_the_weights_that_the_model_has(context: int) -> None:
     case = StackCase.model_validate(TINY.model_dump() | sizes)
     model = stack_case.build_model(LoadedTree.load(BEFORE).mmdit, case)
     assert floor.count_weights(case) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_backward_has_twice_the_products_and_as_many_exponentials_again() -> None:
+    found, forward = (floor.floor_of(case, MACHINE) for case in (BOTH_WAYS, SMALL))
+    assert found.operations == 3 * forward.operations
+    assert found.exponentials == 2 * forward.exponentials
+    assert found.moved_bytes > 1.9 * forward.moved_bytes - floor.ITEM_BYTES["float32"] * 3 * 5 * 5
 
 
 def test_there_is_no_floor_for_a_gpu_whose_ceilings_are_not_known() -> None:
@@ -77,6 +85,27 @@ def test_the_oracle_runs_in_pieces_and_agrees_with_the_model(
         x, y, context, attn_mask, start_pos = setup.inputs
         for wrong in ((x, y, context, None, start_pos), (x, y, context, attn_mask, start_pos.roll(1))):
             assert worst_error(setup.fused(*wrong), expected) > 1e-3
+
+
+def test_gradients_in_pieces_are_those_of_the_whole_and_wrong_ones_show(
+    before: LoadedTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_case, "ORACLE_BYTES", 1)
+    setup = StackSetup.draw(BOTH_WAYS, before.mmdit, before.mmdit, "cpu")
+    assert setup.fused.recompute == "full"
+    names = ["x", "y", "context", *(name for name, _ in setup.vanilla.named_parameters())]
+    assert len(setup.expected) == 2 + len(names)
+    with torch.no_grad():
+        found = setup.call(setup.vanilla)
+    assert not any(t.requires_grad for t in found)
+    assert setup.error(found) < 1e-5
+    for index, name in enumerate(names, start=2):
+        wrong = [t * (1.5 if i == index else 1.0) for i, t in enumerate(found)]
+        least = 1e-4 if name.endswith("to_qkv.bias") else 1e-2
+        assert setup.error(tuple(wrong)) > least, name
+    with pytest.raises(RuntimeError, match="outputs and gradients, got"):
+        setup.error(found[:-1])
+    assert torch.tensor(setup.error((*found[:-1], found[-1] * torch.nan))).isnan()
 
 
 def test_the_weights_of_norms_are_spread(setup: StackSetup) -> None:
@@ -125,7 +154,7 @@ def test_a_contender_whose_outputs_are_wrong_ends_the_run(setup: StackSetup, bef
         make_ready(wrong, before, ("fused",), "float32", lambda _: None)
 
 
-def time_both_trees(context: int) -> StackResult:
+def time_both_trees(context: int, backward: bool) -> StackResult:
     """time_case with both trees, for a process of its own: what needs a GPU or a compiler is replaced."""
     patch = pytest.MonkeyPatch()
     patch.setattr(stack, "DEVICE", "cpu")
@@ -138,15 +167,15 @@ def time_both_trees(context: int) -> StackResult:
     patch.setattr(stack, "host_us", lambda _: 6.0)
     patch.setattr(stack, "gpu_kernels", lambda _: None)
     before, after = LoadedTree.load(BEFORE), LoadedTree.load(AFTER)
-    case = SMALL.model_copy(update={"batch": 1, "context": context})
+    case = SMALL.model_copy(update={"batch": 1, "context": context, "backward": backward})
     plan = stack.StackPlan("stack", BEFORE, AFTER, (case,), get_args(StackContender), rounds=3, rep_ms=1)
     return stack.time_case(case, before, after, MACHINE, plan, lambda _: None)
 
 
-@pytest.mark.parametrize("context", [2, 0])
-def test_every_contender_of_both_trees_is_checked_and_timed(context: int) -> None:
+@pytest.mark.parametrize(("context", "backward"), [(2, False), (0, False), (2, True)])
+def test_every_contender_of_both_trees_is_checked_and_timed(context: int, backward: bool) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # as the ops of a tree can be registered but once
-        result = pool.submit(time_both_trees, context).result()
+        result = pool.submit(time_both_trees, context, backward).result()
     assert result.unmeasured == []
     assert [timing.contender for timing in result.timings] == list(get_args(StackContender))
     assert max(timing.error for timing in result.timings) < 1e-5

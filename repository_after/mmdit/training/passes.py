@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mmdit.inference.weights import LayerWeights, StreamWeights
+from mmdit.ops.joint_attention.backward import attend_backward
+from mmdit.ops.joint_attention.op import attend
 from mmdit.ops.stack_backward.op import RowBackward
 from mmdit.ops.stack_rows.op import MATRICES, Buffers, RowRun, pairs
 from mmdit.ops.stack_rows.tuning import training_tiles
-from mmdit.training.attention import attend, attend_backward
 
 RECOMPUTE = ("none", "selective", "full")
 Layout = Tuple[int, int, int, int]
@@ -37,7 +38,7 @@ class Call(NamedTuple):
 class Saved(NamedTuple):
     """What a forward leaves for its backward."""
 
-    residual: Tensor  # (N, B, R, D) fp32: each layer's input
+    residual: Tensor  # (N, B, R, D): each layer's input, rounded; between the layers it is fp32
     heads: Optional[Tensor]  # (N, 3, B, R, D): query, key, value
     joined: Optional[Tensor]  # (N, B, R, D): attention
     lse: Optional[Tensor]  # (N, B, H, R) fp32
@@ -82,30 +83,25 @@ class Passes:
         call, depth = self.call, len(self.layers)
         shape = (self.batch, self.layout[3], x.shape[2])
         kept = {name: depth if self._keeps(name) else 1 for name in Saved._fields}
-        residual = torch.empty(kept["residual"], *shape, device=x.device)
+        residual = x.new_empty(depth, *shape) if self._keeps("residual") else None
         heads, joined = x.new_empty(kept["heads"], 3, *shape), x.new_empty(kept["joined"], *shape)
         lse = torch.empty(kept["lse"], self.batch, call.heads, shape[1], device=x.device) if call.saves else None
         x_out = torch.empty_like(x, memory_format=torch.contiguous_format)
         context_out = x_out if context is None else torch.empty_like(context, memory_format=torch.contiguous_format)
-        scratch = torch.empty(shape, device=x.device)
+        wide = torch.empty(shape, device=x.device)
 
         def buffers(index: int) -> Buffers:
-            last = index + 1 == depth
-            return Buffers(
-                residual[min(index, len(residual) - 1)],
-                heads[min(index + 1, len(heads) - 1)],  # the next layer's
-                joined[min(index, len(joined) - 1)],
-                x_out,
-                context_out,
-                scratch if last else residual[min(index + 1, len(residual) - 1)],
-            )
+            """With what is written for layer `index`, of what is read of the one before."""
+            own_heads, own_joined = heads[min(index, len(heads) - 1)], joined[min(index - 1, len(joined) - 1)]
+            own = None if residual is None or index == depth else residual[index]
+            return Buffers(wide, own_heads, own_joined, x_out, context_out, own)
 
-        run = self._run(buffers(0)._replace(heads=heads[0]), (x, x if context is None else context))
+        run = self._run(buffers(0), (x, x if context is None else context))
         run.project(0, self.layers[0], self.layers[0])
         for index, weights in enumerate(self.layers):
-            run.buffers = buffers(index)
+            own_heads, run.buffers = run.buffers.heads, buffers(index + 1)
             own_lse = None if lse is None else lse[min(index, len(lse) - 1)]
-            self._attend(heads[min(index, len(heads) - 1)], run.buffers.joined, own_lse, run.chained)
+            self._attend(own_heads, run.buffers.joined, own_lse, run.chained)
             run.update(index, weights, None if index + 1 == depth else self.layers[index + 1])
         saved = zip(Saved._fields, (residual, heads, joined, lse), strict=True)
         found = Saved(*[t if self._keeps(name) else None for name, t in saved])
@@ -141,12 +137,17 @@ class Passes:
             weights, residual = self.layers[index], saved.residual[index]
             heads, joined, lse = layer_saved(index, saved)
             run.block_backward(index, weights, residual, joined)
+            if wanted[index]:
+                run.mlp_weights(weights)
             attend_backward(
                 *(gradients.joined, joined, *self._split(heads), lse, self.bits, gradients.heads, self.layout),
+                run.chained,
             )
             halves = self._recomputes or index == 0 or not self.plan.hopper
             run.heads_backward(index, weights, residual, halves)
-            found[index] = run.sum_up(index, weights, joined, wanted[index])
+            if wanted[index]:
+                run.attention_weights(joined)
+            found[index] = run.sum_up(index, wanted[index])
         return gradients.residual, gradients.modulation, found
 
     @property
@@ -163,7 +164,7 @@ class Passes:
             shape = saved.residual.shape[1:]
             heads, joined = self.like.new_empty(3, *shape), self.like.new_empty(shape)
             lse = torch.empty(self.batch, self.call.heads, shape[1], device=joined.device)
-            self._again = self._run(Buffers(joined, heads, joined, joined, joined, joined), (joined, joined)), lse
+            self._again = self._run(Buffers(joined, heads, joined, joined, joined), (joined, joined)), lse
         run, lse = self._again
         length, context_length, x_rows, _ = self.layout
         residual = saved.residual[index]

@@ -78,6 +78,7 @@ class _StackFunction(torch.autograd.Function):
         batch = saved.residual.shape[1]
         passes = Passes(call, [w.layer for w in weights], modulation, flat[0], batch, layout, bits, seeds)
         d_residual, d_modulation, found = passes.backward(saved, d_x, d_context, first, wanted)
+        del passes  # and its buffers
 
         length, context_length, x_rows, _ = layout
         gradients: List[Optional[Tensor]] = []

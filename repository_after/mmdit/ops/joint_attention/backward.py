@@ -5,8 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from mmdit.ops.joint_attention.op import attention_precision
-from mmdit.ops.joint_attention.tuning import attention_backward_tiles
+from mmdit.ops.joint_attention.tuning import attention_backward_tiles, attention_precision, hopper_backward
 from mmdit.runtime.architecture import table_key
 from mmdit.runtime.launch import launch
 
@@ -34,9 +33,28 @@ def attend_backward(
         lse: (B, H, R) fp32, contiguous, as attend wrote it.
         d_heads: contiguous.
     """
+    batch, heads, rows, dim_head = query.shape
+    strides = (
+        *(*d_joined.stride()[:2], *joined.stride()[:2], *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
+        d_heads.stride(0),
+    )
+    options = {"launch_pdl": True} if chained else {}
+    if hopper_backward(table_key(query), rows, dim_head, query.dtype, bits is not None):
+        from mmdit.ops.joint_attention.kernel_backward_hopper import attention_backward_hopper_kernel
+
+        return launch(
+            attention_backward_hopper_kernel,
+            batch * heads,
+            tensors=(d_joined, joined, query, key, value, lse, d_heads),
+            strides=strides,
+            lengths=layout,
+            constants=(heads, scale, 128 if rows <= 128 else 256, chained),
+            warps=4,
+            maxnreg=168,  # three programs to a multiprocessor
+            **options,
+        )
     from mmdit.ops.joint_attention.kernel_backward import attention_backward_kernel, attention_query_backward_kernel
 
-    batch, heads, rows, dim_head = query.shape
     by_keys, by_queries = attention_backward_tiles(table_key(query), rows, dim_head, query.dtype, bits is not None)
     runs = [(attention_backward_kernel, by_keys, by_keys.keys, (by_queries is None,))]
     if by_queries is not None:  # writes delta for the other
@@ -47,15 +65,12 @@ def attend_backward(
             kernel,
             batch * heads * -(-rows // block),
             tensors=(d_joined, joined, query, key, value, lse, delta, bits, d_heads),
-            strides=(
-                *(*d_joined.stride()[:2], *joined.stride()[:2], *query.stride()[:3], *key.stride()[:3]),
-                *(*value.stride()[:3], d_heads.stride(0)),
-            ),
+            strides=strides,
             lengths=layout,
             constants=(
                 *(heads, dim_head, scale, attention_precision(), *whole),
                 *(tiles.queries, tiles.keys, tiles.block, tiles.stages, chained),
             ),
             warps=tiles.warps,
-            **({"launch_pdl": True} if chained else {}),
+            **options,
         )

@@ -5,16 +5,23 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from mmdit.ops.joint_attention.reference import joint_attention_reference
-from mmdit.ops.joint_attention.tuning import attention_tiles
+from mmdit.ops.joint_attention.backward import attend_backward
+from mmdit.ops.joint_attention.reference import (
+    attention_backward_reference,
+    attention_forward_reference,
+    joint_attention_reference,
+)
+from mmdit.ops.joint_attention.tuning import attention_precision, attention_tiles
 from mmdit.runtime.architecture import table_key
 from mmdit.runtime.custom_op import register_op
-from mmdit.runtime.dispatch import takes_fused
-from mmdit.runtime.launch import launch, product_precision, unit_stride
+from mmdit.runtime.dispatch import takes_fused, why_not
+from mmdit.runtime.launch import launch, unit_stride
 
 # Above these the best SDPA backend is faster on an H200: bf16, head dim 128, 2 x 16 x 4352 rows, 532 us against 606;
 # fp32, head dim 64, 8 x 8 x 1088 rows, 616 against 1013.
 MAX_HEAD_DIM = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 16}
+# With gradients, until wider ones are measured.
+MAX_TRAINED_HEAD_DIM = {torch.float16: 16, torch.bfloat16: 16}
 PACK_ROWS = 32
 LOG2_E = 1.4426950408889634
 # What a row's sum of weights may reach before the tile is done again: the weights are cast to the values' dtype.
@@ -31,15 +38,17 @@ def joint_attention(
         attn_mask: None, or (B, L, L) bool over x, True = attend. Context columns are visible to every x row that sees
             anything, context rows see every x column that anyone sees, the context sees all of itself.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles a condition, but not what is under this one)
-        if takes_fused("joint_attention", query, _obstacle(query, key, value)):
-            return _call(query, key, value, attn_mask, context_length)
+    if not torch.jit.is_scripting():
+        recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        if takes_fused("joint_attention", query, _obstacle(query, recorded)):
+            arguments = (query, key, value, attn_mask, context_length)
+            return _call_forward(*arguments)[0] if recorded else _call(*arguments)
     return joint_attention_reference(query, key, value, attn_mask, context_length)
 
 
-def _obstacle(query: Tensor, key: Tensor, value: Tensor) -> Optional[str]:
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return "gradients are recorded, and the kernel has no backward"
+def _obstacle(query: Tensor, recorded: bool) -> Optional[str]:
+    if recorded and query.shape[3] > MAX_TRAINED_HEAD_DIM.get(query.dtype, 0):
+        return f"gradients are recorded, for a head dim of {query.shape[3]} in {query.dtype}"
     return _unsupported(query)
 
 
@@ -49,12 +58,51 @@ def _unsupported(query: Tensor) -> Optional[str]:
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, attn_mask: Optional[Tensor], context_length: int) -> Tensor:
-    batch, heads, joint_length, dim_head = query.shape
+    return _run(query, key, value, attn_mask, context_length, None)
+
+
+def _forward_with_lse(query: Tensor, *rest: Any) -> Tuple[Tensor, Tensor]:
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    return _run(query, *rest, lse), lse
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Optional[Tensor],
+    context_length: int,
+    lse: Optional[Tensor],
+) -> Tensor:
     query, key, value = map(unit_stride, (query, key, value))
-    out = query.new_empty(batch, joint_length, heads * dim_head)
-    bits = None if attn_mask is None else pack_mask(attn_mask, context_length, attn_mask.shape[1], joint_length)
-    attend(query, key, value, bits, out, (joint_length, 0, joint_length, joint_length), LOG2_E / dim_head**0.5)
+    out, bits, layout, scale = _fake(query), *_call_of(query, attn_mask, context_length)
+    attend(query, key, value, bits, out, layout, scale, lse=lse)
     return out
+
+
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    attn_mask: Optional[Tensor],
+    context_length: int,
+) -> Tensor:
+    query, key, value, grad = map(unit_stride, (query, key, value, grad))
+    d_heads, bits, layout, scale = _fake_backward(query), *_call_of(query, attn_mask, context_length)
+    attend_backward(grad, out, query, key, value, lse, bits, d_heads, layout, scale=scale)
+    return d_heads
+
+
+def _call_of(
+    query: Tensor, attn_mask: Optional[Tensor], context_length: int
+) -> Tuple[Optional[Tensor], Tuple[int, int, int, int], float]:
+    """attend's bits, layout and scale, for rows without padding and queries as they are."""
+    rows, dim_head = query.shape[2:]
+    bits = None if attn_mask is None else pack_mask(attn_mask, context_length, attn_mask.shape[1], rows)
+    return bits, (rows, 0, rows, rows), LOG2_E / dim_head**0.5
 
 
 def attend(
@@ -99,11 +147,6 @@ def attend(
     )
 
 
-def attention_precision() -> str:
-    """How the kernels take fp32 products: where TF32 is allowed by three of them, as vanilla takes IEEE's there."""
-    return "ieee" if product_precision() == "ieee" else "tf32x3"
-
-
 def pack_mask(attn_mask: Tensor, context_length: int, x_rows: int, rows: int) -> Tensor:
     """The joint mask of attn_mask (B, L, L) bool, 32 columns to a word: (B, rows, cdiv(rows, 32)) int32. x begins at
     row 0 and the context at x_rows; the other rows are padding.
@@ -133,18 +176,34 @@ def _fake(query: Tensor, *_: Any) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1] * query.shape[3])
 
 
-def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.context_length = inputs
-    ctx.save_for_backward(*tensors)
+def _fake_with_lse(query: Tensor, *_: Any) -> Tuple[Tensor, Tensor]:
+    lse = torch.promote_types(query.dtype, torch.float32)
+    return _fake(query), query.new_empty(query.shape[:3], dtype=lse)
 
 
-def _autograd(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-    """By autograd through the reference, once more from the inputs."""
-    *streams, attn_mask = ctx.saved_tensors
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in streams]
-        out = joint_attention_reference(*leaves, attn_mask, ctx.context_length)
-    return *torch.autograd.grad(out, leaves, grad), None, None
+def _fake_backward(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(3, *_fake(query).shape)
+
+
+def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, Tensor]) -> None:
+    *streams, attn_mask, ctx.context_length = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*streams, *output, attn_mask)
+
+
+def _autograd(ctx: Any, grad: Optional[Tensor], _: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    *streams, out, lse, attn_mask = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 5
+    if torch.is_grad_enabled():  # create_graph=True: as differentiable again as PyTorch's own attention is
+        out = joint_attention_reference(*streams, attn_mask, ctx.context_length)
+        wanted = [stream for stream in streams if stream.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+        return *[next(found) if stream.requires_grad else None for stream in streams], None, None
+    run = attention_backward_reference if _unsupported(streams[0]) or why_not(streams[0]) else _call_backward
+    gradients = run(*streams, out, lse, grad, attn_mask, ctx.context_length)
+    return *gradients.unflatten(-1, (streams[0].shape[1], -1)).transpose(2, 3), None, None
 
 
 _call = register_op(
@@ -153,6 +212,22 @@ _call = register_op(
     reference=_reference,
     fake=_fake,
     unsupported=_unsupported,
+)
+_call_forward = register_op(
+    "joint_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, int context_length)"
+    " -> (Tensor, Tensor)",
+    kernel=_forward_with_lse,
+    reference=attention_forward_reference,
+    fake=_fake_with_lse,
+    unsupported=_unsupported,
     setup_context=_setup_context,
     backward=_autograd,
+)
+_call_backward = register_op(
+    "joint_attention_backward(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor grad,"
+    " Tensor? attn_mask, int context_length) -> Tensor",
+    kernel=_backward,
+    reference=attention_backward_reference,
+    fake=_fake_backward,
+    unsupported=_unsupported,
 )

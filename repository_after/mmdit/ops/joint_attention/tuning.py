@@ -10,6 +10,8 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
+from mmdit.runtime.launch import product_precision
+
 
 class Tiles(NamedTuple):
     """`queries` rows against `keys` columns at a time, head dim padded to `block`; loads run `stages` - 1 ahead."""
@@ -42,6 +44,11 @@ TILES: Dict[str, Dict[str, Tiles]] = {
 }
 
 
+def attention_precision() -> str:
+    """How the kernels take fp32 products: where TF32 is allowed by three of them, as vanilla takes IEEE's there."""
+    return "ieee" if product_precision() == "ieee" else "tf32x3"
+
+
 @lru_cache(maxsize=1024)
 def attention_tiles(
     key: str, sequences: int, length: int, dim_head: int, dtype: torch.dtype, masked: bool, precision: str
@@ -63,19 +70,28 @@ def attention_tiles(
 
 
 # Of the backward kernels: "whole" has all keys of a head in one tile, keys a power of 2 (here the most); the others are
-# of pairs, the kernel for d_k and d_v and the one for d_q.
-BACKWARD_SM_90 = {
+# of pairs, the kernel for d_k and d_v and the one for d_q. Measured for sm_90 at 256 rows, batch 32 and 128, and at
+# 1088 rows, batch 8.
+BACKWARD = {
     "whole": Tiles(queries=32, keys=256, warps=4, stages=1),
     "whole-masked": Tiles(queries=16, keys=256, warps=8, stages=1),
     "keys": Tiles(queries=32, keys=64, warps=4, stages=2),
+    "keys-wide": Tiles(queries=32, keys=64, warps=4, stages=2),
     "queries": Tiles(queries=64, keys=32, warps=4, stages=2),
     "keys-fp32": Tiles(queries=32, keys=32, warps=4, stages=1),
     "queries-fp32": Tiles(queries=32, keys=32, warps=4, stages=1),
 }
 BACKWARD_TILES: Dict[str, Dict[str, Tiles]] = {
-    "sm_80": BACKWARD_SM_90,
-    "sm_90": BACKWARD_SM_90,
-    "sm_100": BACKWARD_SM_90,
+    "sm_80": {**BACKWARD, "whole": BACKWARD["whole-masked"]},  # its own spills there
+    "sm_90": {
+        **BACKWARD,
+        "whole-masked": Tiles(queries=16, keys=256, warps=4, stages=1),
+        "keys": Tiles(queries=64, keys=64, warps=4, stages=1),
+        "queries": Tiles(queries=64, keys=64, warps=4, stages=3),
+        "keys-fp32": Tiles(queries=32, keys=64, warps=4, stages=1),
+        "queries-fp32": Tiles(queries=64, keys=32, warps=4, stages=1),
+    },
+    "sm_100": BACKWARD,
 }
 
 
@@ -88,5 +104,23 @@ def attention_backward_tiles(
     whole = table["whole-masked" if masked else "whole"]._replace(block=block)
     if dtype != torch.float32 and block == 16 and rows <= whole.keys:
         return whole._replace(keys=max(32, 1 << (rows - 1).bit_length())), None
-    suffix = "-fp32" if dtype == torch.float32 else ""
-    return tuple(table[name + suffix]._replace(block=block) for name in ("keys", "queries"))
+    if dtype != torch.float32:
+        names = ("keys" if block == 16 else "keys-wide", "queries")
+        return tuple(table[name]._replace(block=block) for name in names)
+    tiles = (table[f"{name}-fp32"]._replace(block=block) for name in ("keys", "queries"))
+    return tuple(t._replace(queries=16) if block > 16 else t for t in tiles)
+
+
+HOPPER_BACKWARD = False  # until the kernel has been checked on a GPU: no interpreter runs Gluon
+
+
+def hopper_backward(key: str, rows: int, dim_head: int, dtype: torch.dtype, masked: bool) -> bool:
+    """Whether the backward kernel for Hopper takes a call."""
+    return (
+        HOPPER_BACKWARD
+        and key == "sm_90"
+        and dim_head == 16
+        and 64 < rows <= 256
+        and dtype != torch.float32
+        and not masked
+    )

@@ -1,17 +1,18 @@
 """The backward kernels of a stack's rows, on tiles of T rows of one stream of one sample.
 
 Names and layout are ops/stack_rows/kernel.py's; d_t is the gradient of t. Rows that are padding are 0 in all that is
-written in 16 bits, so that sums over rows need no mask. p_sums (B, tiles, 14, D) fp32 holds each tile's sums over its
-rows: of the six modulations (see MODULATION), then of the gradients in the order of VECTORS in op.py.
+written in 16 bits, so that sums over rows need no mask. p_sums (B, R / ROWS, 14, D) fp32 holds the sums over ROWS rows
+each: of the six modulations (see MODULATION), then of the gradients in the order of VECTORS in op.py.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_rows.kernel_parts import (
     dropout_factor,
+    load_angles,
     load_vector,
-    load_weight,
     locate,
     rotate,
     row_mean,
@@ -58,6 +59,18 @@ def add_sum(p_sums, slot: tl.constexpr, b_t, DIM: tl.constexpr, BLOCK_D: tl.cons
     tl.store(p_sums + slot * DIM + o_d, tl.sum(b_t, 0), mask=o_d < DIM)
 
 
+@triton.jit
+def attended(p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS: tl.constexpr, DIM: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """mid = residual + gate rms(o Wo^T + bias) norm; rms(o Wo^T + bias), its factor (T, 1), and Wo."""
+    o_d = tl.arange(0, m_d.shape[0])
+    b_out = tl.load(p_out + o_d[:, None] * DIM + o_d[None, :], mask=m_d[:, None] & m_d[None, :], other=0.0)
+    b_a = tl.dot(tl.load(p_o + o_x, mask=m_x, other=0.0), tl.trans(b_out), input_precision=PRECISION) + b_bias
+    b_factor = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
+    b_a *= b_factor
+    return tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32) + b_gate * (b_a * b_norm), b_a, b_factor, b_out
+
+
 @triton.jit(do_not_specialize=["row", "L", "C", "x_tiles", "tiles"])
 def block_backward_kernel(
     p_d_out,  # (B, R, D) fp32: d_residual after the layer; written: before its MLP
@@ -70,101 +83,119 @@ def block_backward_kernel(
     p_seed,  # (1,) int64, or None for no dropout
     p_h,  # (B, R, D), written: what enters the MLP
     p_d_m,  # (B, R, D), written: d of what its last product gives
+    p_d_h,  # (B, R, D), scratch; may be p_d_o
     p_d_a,  # (B, R, D), written: d of what Wo's product gives
     p_d_o,  # (B, R, D), written
-    p_sums,  # (B, tiles, 14, D) fp32, written but for what heads_backward_kernel writes
+    p_sums,  # (B, R / ROWS, 14, D) fp32, written but for what heads_backward_kernel writes
     modulation_batch,
     row, L, C, x_tiles, tiles,
-    TILE: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr, APPROXIMATE: tl.constexpr,
+    TILE: tl.constexpr, ROWS: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr, APPROXIMATE: tl.constexpr,
     DIM: tl.constexpr, FORWARD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, P: tl.constexpr,
+    PRECISION: tl.constexpr, P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From d_out to d_mid and d_o, for mid = residual + gate_attn rms(o Wo^T + bo) norm and
     out = mid + gate_mlp drop(silu(h W1^T + b1) W2^T + b2), h = LayerNorm(mid) (1 + scale_mlp) + shift_mlp.
 
-    Grid: (B * tiles,). Recomputes all between o and out, and what comes before the MLP twice: there are no registers
-    to keep it in.
+    Grid: (B * tiles,). Recomputes all between o and out; what comes before the MLP twice, ROWS rows at a time, as there
+    are no registers to keep it in.
     """
     sample, is_context, o_row, _, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
-    rows = tiles * TILE
+    row0 = tl.program_id(0) % tiles * TILE
+    left = tl.where(is_context, C + x_tiles * TILE, L) - row0  # rows that are there
     o_d, o_f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     m_d = o_d < DIM
-    m_x = m_row[:, None] & m_d[None, :]
-    o_x = (tl.arange(0, TILE) * DIM)[:, None] + o_d[None, :]
-    first = (sample * rows + tl.program_id(0) % tiles * TILE) * DIM
+    o_rows = tl.arange(0, ROWS)[:, None]
+    first = (sample * tiles * TILE + row0) * DIM
     p_d_out, p_residual, p_o, p_h = p_d_out + first, p_residual + first, p_o + first, p_h + first
-    p_d_m, p_d_a, p_d_o = p_d_m + first, p_d_a + first, p_d_o + first
-    p_sums += tl.program_id(0) * SUMS * DIM
+    p_d_m, p_d_h, p_d_a, p_d_o = p_d_m + first, p_d_h + first, p_d_a + first, p_d_o + first
+    p_sums += tl.program_id(0) * (TILE // ROWS) * SUMS * DIM
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_up, p_up_bias = tl.where(is_context, p_up_c, p_up_x), tl.where(is_context, p_up_bias_c, p_up_bias_x)
     p_down, p_out = tl.where(is_context, p_down_c, p_down_x), tl.where(is_context, p_out_c, p_out_x)
-    b_out_bias = load_vector(tl.where(is_context, p_out_bias_c, p_out_bias_x), DIM, BLOCK_D)
-    b_out_norm = load_vector(tl.where(is_context, p_out_norm_c, p_out_norm_x), DIM, BLOCK_D)
-    b_gate_attn = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
-    b_scale = 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
-    b_shift = load_vector(p_modulation + 4 * DIM, DIM, BLOCK_D)
-    b_gate_mlp = load_vector(p_modulation + 5 * DIM, DIM, BLOCK_D)
+    p_out_bias = tl.where(is_context, p_out_bias_c, p_out_bias_x)
+    p_out_norm = tl.where(is_context, p_out_norm_c, p_out_norm_x)
 
-    b_o = tl.load(p_o + o_x, mask=m_x, other=0.0)
-    b_a = tl.dot(b_o, load_weight(p_out, o_d, o_d, DIM, m_d, m_d), input_precision=PRECISION) + b_out_bias
-    b_mid = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_mid += b_gate_attn * (b_a * tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS) * b_out_norm)
-    b_normed, _ = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
-    b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
-    tl.store(p_h + o_x, b_h, mask=m_d[None, :])
-    b_d = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
-    if p_seed is not None:
-        b_d *= dropout_factor(p_seed, (sample * rows + o_row).to(tl.int32), P, DIM, BLOCK_D)
-    b_d_m = b_d * b_gate_mlp
-    add_sum(p_sums, 13, b_d_m, DIM, BLOCK_D)
-    b_d_m = b_d_m.to(p_h.dtype.element_ty)
-    tl.store(p_d_m + o_x, b_d_m, mask=m_d[None, :])
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    for start in tl.range(0, TILE, ROWS, num_stages=1):
+        o_x = (start + o_rows) * DIM + o_d[None, :]
+        m_x = (start + o_rows < left) & m_d[None, :]
+        b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
+        b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
+        b_mid, b_a, b_factor, b_out = attended(
+            p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
+        )
+        b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
+        b_scale = 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
+        b_h = b_normed * b_scale + load_vector(p_modulation + 4 * DIM, DIM, BLOCK_D)
+        tl.store(p_h + o_x, tl.where(m_x, b_h, 0.0).to(p_h.dtype.element_ty), mask=m_d[None, :])
+        b_d_m = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
+        if p_seed is not None:
+            o_all = (sample * tiles * TILE + row0 + start + tl.arange(0, ROWS)).to(tl.int32)
+            b_d_m *= dropout_factor(p_seed, o_all, P, DIM, BLOCK_D)
+        b_d_m *= load_vector(p_modulation + 5 * DIM, DIM, BLOCK_D)
+        add_sum(p_sums + start // ROWS * SUMS * DIM, 13, b_d_m, DIM, BLOCK_D)
+        tl.store(p_d_m + o_x, b_d_m.to(p_h.dtype.element_ty), mask=m_d[None, :])
 
+    o_tile = (tl.arange(0, TILE) * DIM)[:, None] + o_d[None, :]
+    tl.debug_barrier()
+    b_x = tl.load(p_h + o_tile, mask=m_d[None, :], other=0.0)  # to shared memory, as operands that are loaded are
+    b_d_y = tl.load(p_d_m + o_tile, mask=m_d[None, :], other=0.0)
     b_m = tl.zeros((TILE, BLOCK_D), tl.float32)
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
     for offset in tl.range(0, FORWARD, BLOCK_F, num_stages=STAGES):
         b_up = tl.load(p_up + (offset + o_f)[:, None] * DIM + o_d[None, :], mask=m_d[None, :], other=0.0)
         b_down = tl.load(p_down + o_d[:, None] * FORWARD + (offset + o_f)[None, :], mask=m_d[:, None], other=0.0)
-        b_pre = tl.dot(b_h, tl.trans(b_up), input_precision=PRECISION)
+        b_pre = tl.dot(b_x, tl.trans(b_up), input_precision=PRECISION)
         b_pre += tl.load(p_up_bias + offset + o_f).to(tl.float32)[None, :]
+        b_d_pre = tl.dot(b_d_y, b_down, input_precision=PRECISION)
         b_u, b_slope = silu_and_slope(b_pre, APPROXIMATE)
-        b_m = tl.dot(b_u.to(b_h.dtype), tl.trans(b_down), b_m, input_precision=PRECISION)
-        b_d_pre = tl.dot(b_d_m, b_down, input_precision=PRECISION) * b_slope
-        b_d_h = tl.dot(b_d_pre.to(b_h.dtype), b_up, b_d_h, input_precision=PRECISION)
-
+        b_d_pre *= b_slope
+        b_m = tl.dot(b_u.to(b_x.dtype), tl.trans(b_down), b_m, input_precision=PRECISION)
+        b_d_h = tl.dot(b_d_pre.to(b_x.dtype), b_up, b_d_h, input_precision=PRECISION)
+    tl.store(p_d_h + o_tile, b_d_h.to(p_h.dtype.element_ty), mask=m_d[None, :])
     b_m += load_vector(tl.where(is_context, p_down_bias_c, p_down_bias_x), DIM, BLOCK_D)
-    b_d = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
     if p_seed is not None:
-        b_m *= dropout_factor(p_seed, (sample * rows + o_row).to(tl.int32), P, DIM, BLOCK_D)
-    add_sum(p_sums, 5, b_d * b_m, DIM, BLOCK_D)
-    add_sum(p_sums, 4, b_d_h, DIM, BLOCK_D)
-
-    b_out = tl.load(p_out + o_d[:, None] * DIM + o_d[None, :], mask=m_d[:, None] & m_d[None, :], other=0.0)
-    b_o = tl.load(p_o + o_x, mask=m_x, other=0.0)
-    b_a = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + b_out_bias
-    b_factor = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
-    b_a *= b_factor
-    b_mid = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32) + b_gate_attn * (b_a * b_out_norm)
-    b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
-    add_sum(p_sums, 3, b_d_h * b_normed, DIM, BLOCK_D)
-    b_d += normed_backward(b_d_h * b_scale, b_normed, b_rstd, DIM, BLOCK_D)
+        b_m *= dropout_factor(p_seed, (sample * tiles * TILE + o_row).to(tl.int32), P, DIM, BLOCK_D)
+    m_tile = m_row[:, None] & m_d[None, :]
+    add_sum(p_sums, 5, tl.load(p_d_out + o_tile, mask=m_tile, other=0.0) * b_m, DIM, BLOCK_D)
     tl.debug_barrier()
-    tl.store(p_d_out + o_x, b_d, mask=m_x)
-    add_sum(p_sums, 2, b_d * b_a * b_out_norm, DIM, BLOCK_D)
-    b_d *= b_gate_attn
-    add_sum(p_sums, 12, b_d * b_a, DIM, BLOCK_D)
-    b_d *= b_out_norm
-    b_d = b_factor * (b_d - b_a * row_mean(b_d * b_a, DIM))
-    add_sum(p_sums, 11, b_d, DIM, BLOCK_D)
-    b_d_a = b_d.to(p_h.dtype.element_ty)
-    tl.store(p_d_a + o_x, b_d_a, mask=m_d[None, :])
-    b_d_o = tl.dot(b_d_a, b_out, input_precision=PRECISION)
-    tl.store(p_d_o + o_x, b_d_o.to(p_d_o.dtype.element_ty), mask=m_d[None, :])
+
+    for start in tl.range(0, TILE, ROWS, num_stages=1):
+        o_x = (start + o_rows) * DIM + o_d[None, :]
+        m_x = (start + o_rows < left) & m_d[None, :]
+        b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
+        b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
+        b_mid, b_a, b_factor, b_out = attended(
+            p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
+        )
+        b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
+        b_d = tl.load(p_d_h + o_x, mask=m_x, other=0.0).to(tl.float32)
+        if start > 0:
+            tl.store(p_sums + 5 * DIM + o_d, tl.zeros((BLOCK_D,), tl.float32), mask=m_d)
+        add_sum(p_sums, 3, b_d * b_normed, DIM, BLOCK_D)
+        add_sum(p_sums, 4, b_d, DIM, BLOCK_D)
+        b_d *= 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
+        b_d = normed_backward(b_d, b_normed, b_rstd, DIM, BLOCK_D) + tl.load(p_d_out + o_x, mask=m_x, other=0.0)
+        tl.debug_barrier()
+        tl.store(p_d_out + o_x, b_d, mask=m_x)
+        add_sum(p_sums, 2, b_d * b_a * b_norm, DIM, BLOCK_D)
+        b_d *= b_gate
+        add_sum(p_sums, 12, b_d * b_a, DIM, BLOCK_D)
+        b_d *= b_norm
+        b_d = b_factor * (b_d - b_a * row_mean(b_d * b_a, DIM))
+        add_sum(p_sums, 11, b_d, DIM, BLOCK_D)
+        b_d_a = b_d.to(p_h.dtype.element_ty)
+        tl.store(p_d_a + o_x, b_d_a, mask=m_d[None, :])
+        b_d_o = tl.dot(b_d_a, b_out, input_precision=PRECISION)
+        tl.store(p_d_o + o_x, b_d_o.to(p_d_o.dtype.element_ty), mask=m_d[None, :])
+        p_sums += SUMS * DIM
 
 
 @triton.jit(do_not_specialize=["row", "start", "L", "C", "x_tiles", "tiles"])
 def heads_backward_kernel(
-    p_d_heads,  # (3, B, R, D): d_query, d_key, d_value, as they are stored
+    p_d_heads,  # (3, B, R, D): d_query, d_key, d_value, as they are stored; written: d of what the projections give
     p_d_residual,  # (B, R, D) fp32: d of what passes by the attention; written: d_residual before the layer
     p_residual,  # (B, R, D) fp32: before the layer
     p_modulation,
@@ -173,12 +204,11 @@ def heads_backward_kernel(
     p_cos, p_sin,  # (positions, Dh / 2) fp32
     p_start,  # (B,) int or None
     p_h,  # (B, R, D), written: what enters the projections
-    p_d_qkv,  # (3, B, R, D), written: d of what their products give
     p_sums,
     modulation_batch, qkv_part,
     row, start, L, C, x_tiles, tiles,
     TILE: tl.constexpr, HALVES: tl.constexpr, SCALE: tl.constexpr, NORM_EPS: tl.constexpr, RMS_EPS: tl.constexpr,
-    DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From d_q, d_k, d_v to d_residual, for q = SCALE rotary(rms(h Wq^T + bq) qnorm),
     k = rotary(rms(h Wk^T + bk) knorm), v = h Wv^T + bv, h = LayerNorm(residual) (1 + scale_attn) + shift_attn.
@@ -195,7 +225,7 @@ def heads_backward_kernel(
     o_x = o_first + o_d[None, :]
     first = (sample * tiles + tl.program_id(0) % tiles) * TILE * DIM
     p_d_heads, p_d_residual, p_residual = p_d_heads + first, p_d_residual + first, p_residual + first
-    p_h, p_d_qkv = p_h + first, p_d_qkv + first
+    p_h += first
     p_sums += tl.program_id(0) * SUMS * DIM
     p_modulation += sample * modulation_batch + (row + is_context.to(tl.int32)) * 6 * DIM
     p_weight, p_bias = tl.where(is_context, p_weight_c, p_weight_x), tl.where(is_context, p_bias_c, p_bias_x)
@@ -210,11 +240,15 @@ def heads_backward_kernel(
         o_even, SKIP = o_pair * 2, 1
     m_rotary = m_row & (is_context == 0)
 
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_normed, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     b_h = tl.where(m_x, b_normed * b_scale + b_shift, 0.0).to(p_h.dtype.element_ty)
     tl.store(p_h + o_x, b_h, mask=m_d[None, :])
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
+    b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HALF)
     for part in tl.static_range(3):
         o_weight = (part * DIM + o_d)[:, None] * DIM + o_d[None, :]
         b_weight = tl.load(p_weight + o_weight, mask=m_d[:, None] & m_d[None, :], other=0.0)
@@ -228,7 +262,7 @@ def heads_backward_kernel(
             p_d_a = p_d_heads + part * qkv_part + o_first + o_even[None, :]
             b_d_a = tl.load(p_d_a, mask=m_pair, other=0.0).to(tl.float32)
             b_d_b = tl.load(p_d_a + SKIP, mask=m_pair, other=0.0).to(tl.float32)
-            b_d_b, b_d_a = rotate(b_d_b, b_d_a, p_cos, p_sin, start + o_stream, m_rotary, HALF)  # back
+            b_d_b, b_d_a = rotate(b_d_b, b_d_a, b_cos, b_sin, HALF)  # back
             b_d = tl.interleave(b_d_a, b_d_b)
             if part == 0:
                 b_d *= SCALE
@@ -237,7 +271,8 @@ def heads_backward_kernel(
             b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
         add_sum(p_sums, 6 + part, b_d, DIM, BLOCK_D)
         b_d_y = b_d.to(p_h.dtype.element_ty)
-        tl.store(p_d_qkv + part * qkv_part + o_x, b_d_y, mask=m_d[None, :])
+        tl.debug_barrier()
+        tl.store(p_d_heads + part * qkv_part + o_x, b_d_y, mask=m_d[None, :])
         b_d_h = tl.dot(b_d_y, b_weight, b_d_h, input_precision=PRECISION)
 
     b_x = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)

@@ -7,6 +7,7 @@ others the context's. p_parts (splits, SIZE) fp32 holds, for each, the matrices 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_backward.kernel import SUMS, silu_and_slope
 from mmdit.ops.stack_rows.kernel_parts import load_weight
@@ -38,6 +39,7 @@ def attention_weights_kernel(
     qkv_part, size,
     L, C, x_tiles, tiles, B, span, x_splits,
     TILE: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """d_W = d_y^T h over the rows of a split. Grid: (splits * 4,)."""
     split, part = tl.program_id(0) // 4, tl.program_id(0) % 4
@@ -47,6 +49,9 @@ def attention_weights_kernel(
     p_in = tl.where(part == 3, p_o, p_h)
     p_d = tl.where(part == 3, p_d_a, p_d_qkv + part * qkv_part)
     b_sum = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     for tile in tl.range(first, last, num_stages=STAGES):
         o_row, m_row = rows_of(tile, own, skip, tiles, tl.where(is_context, C, L), TILE)
         o_x = o_row[:, None] * DIM + o_d[None, :]
@@ -69,6 +74,7 @@ def mlp_weights_kernel(
     L, C, x_tiles, tiles, B, span, x_splits,
     TILE: tl.constexpr, APPROXIMATE: tl.constexpr, DIM: tl.constexpr, FORWARD: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_F: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """d_W1 = d_pre^T h, d_W2 = d_m^T silu(pre) and d_b1 = sum of d_pre over the rows of a split, for BLOCK_F of the
     features, whose pre = h W1^T + b1 and d_pre = (d_m W2) silu'(pre) are computed again. Grid: (splits * F / BLOCK_F,).
@@ -77,25 +83,29 @@ def mlp_weights_kernel(
     is_context, first, last, own, skip = first_tile(split, span, x_splits, B, x_tiles, tiles)
     o_d, o_f = tl.arange(0, BLOCK_D), chunk * BLOCK_F + tl.arange(0, BLOCK_F)
     m_d, m_f = o_d < DIM, o_f < FORWARD
-    b_up = load_weight(tl.where(is_context, p_up_c, p_up_x), o_f, o_d, DIM, m_f, m_d)  # (BLOCK_D, BLOCK_F)
-    p_down = tl.where(is_context, p_down_c, p_down_x) + o_d[:, None] * FORWARD + o_f[None, :]
-    b_down = tl.load(p_down, mask=m_d[:, None], other=0.0)  # (BLOCK_D, BLOCK_F)
-    b_bias = tl.load(tl.where(is_context, p_up_bias_c, p_up_bias_x) + o_f).to(tl.float32)[None, :]
+    p_up = tl.where(is_context, p_up_c, p_up_x)
+    b_up = tl.load(p_up + o_f[:, None] * DIM + o_d[None, :], mask=m_d[None, :], other=0.0)  # (BLOCK_F, BLOCK_D)
+    b_down = load_weight(tl.where(is_context, p_down_c, p_down_x), o_d, o_f, FORWARD, m_d, m_f)  # (BLOCK_F, BLOCK_D)
+    b_bias = tl.load(tl.where(is_context, p_up_bias_c, p_up_bias_x) + o_f).to(tl.float32)[:, None]
     b_d_up = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     b_d_down = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     b_d_bias = tl.zeros((BLOCK_F,), tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     for tile in tl.range(first, last, num_stages=STAGES):
         o_row, m_row = rows_of(tile, own, skip, tiles, tl.where(is_context, C, L), TILE)
         o_x = o_row[:, None] * DIM + o_d[None, :]
         m_x = m_row[:, None] & m_d[None, :]
         b_h = tl.load(p_h + o_x, mask=m_x, other=0.0)
         b_d_m = tl.load(p_d_m + o_x, mask=m_x, other=0.0)
-        b_pre = tl.dot(b_h, b_up, input_precision=PRECISION) + b_bias
+        b_pre = tl.dot(b_up, tl.trans(b_h), input_precision=PRECISION) + b_bias  # (BLOCK_F, T)
+        b_d_pre = tl.dot(b_down, tl.trans(b_d_m), input_precision=PRECISION)
         b_u, b_slope = silu_and_slope(b_pre, APPROXIMATE)
-        b_d_pre = tl.dot(b_d_m, b_down, input_precision=PRECISION) * b_slope
-        b_d_bias += tl.sum(b_d_pre, 0)
-        b_d_up = tl.dot(tl.trans(b_d_pre.to(b_h.dtype)), b_h, b_d_up, input_precision=PRECISION)
-        b_d_down = tl.dot(tl.trans(b_u.to(b_h.dtype)), b_d_m, b_d_down, input_precision=PRECISION)
+        b_d_pre *= b_slope
+        b_d_bias += tl.sum(b_d_pre, 1)
+        b_d_up = tl.dot(b_d_pre.to(b_h.dtype), b_h, b_d_up, input_precision=PRECISION)
+        b_d_down = tl.dot(b_u.to(b_h.dtype), b_d_m, b_d_down, input_precision=PRECISION)
     p_parts += split.to(tl.int64) * size + 4 * DIM * DIM
     m_w = m_f[:, None] & m_d[None, :]
     tl.store(p_parts + o_f[:, None] * DIM + o_d[None, :], b_d_up, mask=m_w)
@@ -106,20 +116,25 @@ def mlp_weights_kernel(
 
 @triton.jit(do_not_specialize=["layer", "x_tiles", "tiles", "B", "x_splits", "splits"])
 def sum_parts_kernel(
-    p_sums,  # (B, tiles, 14, D) fp32
+    p_sums,  # (B, tiles, 14, D) fp32, tiles of ROWS rows
     p_parts,  # (splits, SIZE) fp32
     p_d_modulation,  # (B, N, M, 6, D) fp32, written for this layer
     p_d_weights,  # (M, SIZE + 8 D), written
     size,
     layer, x_tiles, tiles, B, x_splits, splits,
     LAYERS: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Sums in a fixed order. Grid: B * M programs for d_modulation, over the tiles of one stream of one sample; then,
-    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK) for the matrices, over splits.
+    where weights' gradients are wanted, M * 8 for the vectors, over all tiles of a stream, and M * cdiv(SIZE, BLOCK)
+    for the matrices, over splits.
     """
     program = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < DIM
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     if program < B * STREAMS:
         sample, stream = (program // STREAMS).to(tl.int64), program % STREAMS
         p_tile = p_sums + (sample * tiles + stream * x_tiles) * SUMS * DIM

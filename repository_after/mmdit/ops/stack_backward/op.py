@@ -4,7 +4,7 @@ the weights'. Its reference is autograd through the modules.
 B batch, L x length, C context length, R rows a sample (see padded_layout), D model dim, H heads, F feed-forward.
 """
 
-from typing import Any, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mmdit.inference.weights import NORM_EPS, LayerWeights, StreamWeights
 from mmdit.ops.joint_attention.op import LOG2_E
 from mmdit.ops.stack_backward.tuning import backward_tiles
 from mmdit.ops.stack_rows.op import HEAD_FIELDS, pairs
-from mmdit.runtime.launch import launch, product_precision
+from mmdit.runtime.launch import can_chain, launch, product_precision
 
 MATRICES = ("qkv_weight", "out_weight", "up_weight", "down_weight", "up_bias")  # an order of the kernels'
 VECTORS = ("qkv_bias", "query_norm", "key_norm", "out_bias", "out_norm", "down_bias")
@@ -26,14 +26,12 @@ class Gradients(NamedTuple):
     """What the kernels of a layer's backward hand to each other."""
 
     residual: Tensor  # (B, R, D) fp32
-    heads: Tensor  # (3, B, R, D): as query, key and value are stored
-    joined: Tensor  # (B, R, D)
-    hidden: Tensor  # (B, R, D): what entered the MLP
-    mlp: Tensor  # (B, R, D): of what the MLP's last product gives
+    heads: Tensor  # (3, B, R, D): as query, key and value are stored; then of what Wq's, Wk's and Wv's products give
+    joined: Tensor  # (B, R, D); then what entered those products
     attended: Tensor  # (B, R, D): of what Wo's product gives
-    projected: Tensor  # (3, B, R, D): of what Wq's, Wk's and Wv's give
-    normed: Tensor  # (B, R, D): what entered those
-    sums: Tensor  # (B, tiles, 14, D) fp32
+    hidden: Tensor  # (B, R, D): what entered the MLP, in the memory of heads
+    mlp: Tensor  # (B, R, D): of what the MLP's last product gives, in the memory of heads
+    sums: Tensor  # (B, R / rows, 14, D) fp32
     parts: Optional[Tensor]  # (splits, SIZE) fp32, or None: no weight's gradient is wanted
     modulation: Tensor  # (B, N, M, 6, D) fp32
 
@@ -69,21 +67,27 @@ class RowBackward:
         self.like, self.batch, self.modulation, self.forward = like, batch, modulation, forward
         self.cos, self.sin, self.seeds, self.p = cos, sin, seeds, p
         self.start, self.starts = (0, start_pos) if isinstance(start_pos, Tensor) else (start_pos or 0, None)
-        self.plan = plan = backward_tiles(like, batch * rows)
-        self.tiles, self.x_tiles = rows // plan.tile, x_rows // plan.tile
+        self.plan = plan = backward_tiles(like, batch * rows, forward)
+        self.tiles, self.x_tiles = rows // plan.rows, x_rows // plan.rows
         self.lengths = (length, context_length, self.x_tiles, self.tiles)
-        self.x_splits = -(-batch * self.x_tiles // plan.span)
-        self.splits = self.x_splits + -(-batch * (self.tiles - self.x_tiles) // plan.span)
+        weights_tiles, weights_x_tiles = rows // plan.weights_tile, x_rows // plan.weights_tile
+        self.x_splits = -(-batch * weights_x_tiles // plan.span)
+        self.splits = self.x_splits + -(-batch * (weights_tiles - weights_x_tiles) // plan.span)
+        self.weights_lengths = (
+            *(length, context_length, weights_x_tiles, weights_tiles),
+            *(batch, plan.span, self.x_splits),
+        )
         self.head_dim = self.dim // heads
         self.size = (4 * self.dim + 2 * forward) * self.dim + forward
         self.block = max(16, 1 << (self.dim - 1).bit_length())
         self.approximate = like.is_cuda and like.dtype != torch.float32
-        self.precision = product_precision()
+        self.precision, self.chained = product_precision(), can_chain(like)
+        self.options: Dict[str, Any] = {"launch_pdl": True} if self.chained else {}
         shape = (batch, rows, self.dim)
-        halves = like.new_empty(11, *shape)
+        halves = like.new_empty(5, *shape)
         self.gradients = Gradients(
             torch.empty(shape, device=like.device),
-            *(halves[:3], *halves[3:7], halves[7:10], halves[10]),
+            *(halves[:3], halves[3], halves[4], halves[0], halves[1]),
             torch.empty(batch, self.tiles, SUMS, self.dim, device=like.device),
             torch.empty(self.splits, self.size, device=like.device) if wanted else None,
             torch.empty(batch, *modulation.shape[1:], device=like.device),
@@ -94,21 +98,33 @@ class RowBackward:
         from mmdit.ops.stack_backward.kernel import block_backward_kernel
 
         plan, gradients = self.plan, self.gradients
+        lengths = (*self.lengths[:2], *[n * plan.rows // plan.tile for n in self.lengths[2:]])
         launch(
             block_backward_kernel,
-            self.batch * self.tiles,
+            self.batch * self.tiles * plan.rows // plan.tile,
             tensors=(
                 *(gradients.residual, residual, joined, self.modulation, *pairs(weights, BLOCK_FIELDS)),
                 *(None if self.seeds is None else self.seeds[index], gradients.hidden, gradients.mlp),
-                *(gradients.attended, gradients.joined, gradients.sums),
+                *(gradients.joined, gradients.attended, gradients.joined, gradients.sums),
             ),
             strides=(self._modulation_batch(),),
-            lengths=(index * self.streams, *self.lengths),
+            lengths=(index * self.streams, *lengths),
             constants=(
-                *(plan.tile, NORM_EPS, RMS_EPS, self.approximate, self.dim, self.forward, self.block, plan.block_f),
-                *(plan.stages, self.precision, self.p),
+                *(
+                    plan.tile,
+                    plan.rows,
+                    NORM_EPS,
+                    RMS_EPS,
+                    self.approximate,
+                    self.dim,
+                    self.forward,
+                    self.block,
+                    plan.block_f,
+                ),
+                *(plan.stages, self.precision, self.p, self.chained),
             ),
             warps=plan.block_warps,
+            **self.options,
         )
 
     def heads_backward(self, index: int, weights: LayerWeights, residual: Tensor, halves: bool) -> None:
@@ -123,55 +139,65 @@ class RowBackward:
             self.batch * self.tiles,
             tensors=(
                 *(gradients.heads, gradients.residual, residual, self.modulation, *pairs(weights, HEAD_FIELDS)),
-                *(self.cos, self.sin, self.starts, gradients.normed, gradients.projected, gradients.sums),
+                *(self.cos, self.sin, self.starts, gradients.joined, gradients.sums),
             ),
             strides=(self._modulation_batch(), gradients.heads.stride(0)),
             lengths=(index * self.streams, self.start, *self.lengths),
             constants=(
-                *(plan.tile, halves, LOG2_E / self.head_dim**0.5, NORM_EPS, RMS_EPS, self.dim, self.head_dim),
-                *(self.block, self.precision),
+                *(plan.rows, halves, LOG2_E / self.head_dim**0.5, NORM_EPS, RMS_EPS, self.dim, self.head_dim),
+                *(self.block, self.precision, self.chained),
             ),
             warps=plan.heads_warps,
+            **self.options,
         )
 
-    def sum_up(
-        self, index: int, weights: LayerWeights, joined: Tensor, wanted: bool
-    ) -> Tuple[Optional[StreamWeights], ...]:
-        """Write the modulations' gradients of a layer, and give its weights', if wanted, for each stream."""
-        from mmdit.ops.stack_backward import kernel_weights
+    def mlp_weights(self, weights: LayerWeights) -> None:
+        """Each split's sums for the gradients of the MLP's weights; to be called right after block_backward."""
+        from mmdit.ops.stack_backward.kernel_weights import mlp_weights_kernel
 
         plan, gradients = self.plan, self.gradients
-        lengths = (*self.lengths, self.batch, plan.span, self.x_splits)
-        flat = None
-        if wanted:
-            flat = self.like.new_empty(self.streams, self.size + 8 * self.dim)
-            launch(
-                kernel_weights.attention_weights_kernel,
-                self.splits * 4,
-                tensors=(gradients.normed, gradients.projected, joined, gradients.attended, gradients.parts),
-                strides=(gradients.projected.stride(0), self.size),
-                lengths=lengths,
-                constants=(plan.tile, self.dim, self.block, plan.weights_stages, self.precision),
-                warps=plan.weights_warps,
-            )
-            launch(
-                kernel_weights.mlp_weights_kernel,
-                self.splits * self.forward // plan.weights_block_f,
-                tensors=(
-                    *(gradients.hidden, gradients.mlp),
-                    *(*pairs(weights, ("up_weight", "up_bias", "down_weight")), gradients.parts),
-                ),
-                strides=(self.size,),
-                lengths=lengths,
-                constants=(
-                    *(plan.tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
-                    *(plan.weights_stages, self.precision),
-                ),
-                warps=plan.weights_warps,
-            )
+        launch(
+            mlp_weights_kernel,
+            self.splits * self.forward // plan.weights_block_f,
+            tensors=(
+                *(gradients.hidden, gradients.mlp),
+                *(*pairs(weights, ("up_weight", "up_bias", "down_weight")), gradients.parts),
+            ),
+            strides=(self.size,),
+            lengths=self.weights_lengths,
+            constants=(
+                *(plan.weights_tile, self.approximate, self.dim, self.forward, self.block, plan.weights_block_f),
+                *(plan.weights_stages, self.precision, self.chained),
+            ),
+            warps=plan.mlp_weights_warps,
+            **self.options,
+        )
+
+    def attention_weights(self, joined: Tensor) -> None:
+        """Each split's sums for the gradients of Wq, Wk, Wv and Wo; to be called after heads_backward."""
+        from mmdit.ops.stack_backward.kernel_weights import attention_weights_kernel
+
+        plan, gradients = self.plan, self.gradients
+        launch(
+            attention_weights_kernel,
+            self.splits * 4,
+            tensors=(gradients.joined, gradients.heads, joined, gradients.attended, gradients.parts),
+            strides=(gradients.heads.stride(0), self.size),
+            lengths=self.weights_lengths,
+            constants=(plan.weights_tile, self.dim, self.block, plan.weights_stages, self.precision, self.chained),
+            warps=plan.attention_weights_warps,
+            **self.options,
+        )
+
+    def sum_up(self, index: int, wanted: bool) -> Tuple[Optional[StreamWeights], ...]:
+        """Write the modulations' gradients of a layer, and give its weights', if wanted, for each stream."""
+        from mmdit.ops.stack_backward.kernel_weights import sum_parts_kernel
+
+        plan, gradients = self.plan, self.gradients
+        flat = self.like.new_empty(self.streams, self.size + 8 * self.dim) if wanted else None
         vectors_and_matrices = 8 + -(-self.size // plan.sum_block) if wanted else 0
         launch(
-            kernel_weights.sum_parts_kernel,
+            sum_parts_kernel,
             self.streams * (self.batch + vectors_and_matrices),
             tensors=(
                 *(gradients.sums, gradients.parts if wanted else gradients.sums, gradients.modulation),
@@ -179,8 +205,9 @@ class RowBackward:
             ),
             strides=(self.size,),
             lengths=(index, self.x_tiles, self.tiles, self.batch, self.x_splits, self.splits),
-            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block),
+            constants=(self.layers, self.streams, self.dim, self.block, plan.sum_block, self.chained),
             warps=4,
+            **self.options,
         )
         return (None,) * self.streams if flat is None else tuple(self._views(row) for row in flat)
 

@@ -14,8 +14,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from mmdit.ops.stack_rows.kernel_parts import (
     dropout_factor,
+    load_angles,
+    load_halves,
     load_projection,
-    load_turn,
     load_vector,
     load_weight,
     locate,
@@ -39,6 +40,7 @@ def qkv_kernel(
     p_cos, p_sin,  # (positions, Dh / 2) fp32
     p_start,  # (B,) int or None
     p_residual,  # (B, R, D) fp32, written; or None
+    p_kept,  # (B, R, D), written: residual; or None
     p_qkv,  # (3, B, R, D), written
     x_batch, x_row, c_batch, c_row, modulation_batch, qkv_part, slice_stride,
     row, start, L, C, x_tiles, tiles,
@@ -65,10 +67,8 @@ def qkv_kernel(
     m_rotary = m_row & (is_context == 0)
     if PARTS == 3:
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
-        b_norm_a, b_norm_b, b_cos, b_sin = load_turn(
-            tl.where(part == 0, p_qnorm, p_knorm), p_cos, p_sin, part, start + o_stream, m_rotary,
-            HEAD_DIM // 2, DIM, BLOCK_D,
-        )  # fmt: skip
+        b_norm_a, b_norm_b = load_halves(tl.where(part == 0, p_qnorm, p_knorm), part, DIM, BLOCK_D)
+        b_cos, b_sin = load_angles(p_cos, p_sin, start + o_stream, m_rotary, HEAD_DIM // 2)
     o_x = o_row[:, None] * DIM + o_d[None, :] + sample * rows * DIM
     if FIRST:
         p_from = tl.where(is_context, p_c + sample * c_batch, p_x + sample * x_batch)
@@ -92,6 +92,8 @@ def qkv_kernel(
         b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
     if part == 0 and p_residual is not None:
         tl.store(p_residual + o_x, b_x, mask=m_x)
+    if part == 0 and p_kept is not None:
+        tl.store(p_kept + o_x, b_x.to(p_kept.dtype.element_ty), mask=m_x)
     b_h = (b_h * (1.0 + b_scale) + b_shift).to(p_qkv.dtype.element_ty)
     p_qkv += sample * rows * DIM
     if PARTS == 3:
@@ -114,11 +116,10 @@ def project_all(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q, k and v of rows h (T, BLOCK_D), one after the other."""
+    b_cos, b_sin = load_angles(p_cos, p_sin, o_position, m_rotary, HEAD_DIM // 2)
     for part in tl.static_range(3):
         b_wa, b_wb, b_bias_a, b_bias_b = load_projection(p_weight, p_bias, part, DIM, BLOCK_D)
-        b_norm_a, b_norm_b, b_cos, b_sin = load_turn(
-            p_qnorm if part == 0 else p_knorm, p_cos, p_sin, part, o_position, m_rotary, HEAD_DIM // 2, DIM, BLOCK_D
-        )
+        b_norm_a, b_norm_b = load_halves(p_qnorm if part == 0 else p_knorm, part, DIM, BLOCK_D)
         project(
             b_h, b_wa, b_wb, b_bias_a, b_bias_b, part, b_norm_a, b_norm_b, b_cos, b_sin,
             p_qkv + part * qkv_part, o_row, m_row,
@@ -140,6 +141,7 @@ def rows_kernel(
     p_seed,  # (1,) int64, or None for no dropout; SLICES is 1
     p_mid,  # (B, R, D) fp32, written: mid, or the residual after the layer; LAST: x_out (B, L, D), written
     p_partial,  # SLICES > 1: (SLICES, B, R, D) fp32, written; LAST: context_out (B, C, D), written
+    p_kept,  # (B, R, D), written: the residual after the layer; or None, as for LAST or sliced
     p_qkv,  # (3, B, R, D), written where the MLP is not sliced, and not for LAST
     modulation_batch, qkv_part, slice_stride,
     row, start, L, C, x_tiles, tiles,
@@ -209,6 +211,8 @@ def rows_kernel(
             store_output(p_mid, p_partial, b_x, sample, is_context, o_stream, m_row, L, C, DIM, BLOCK_D)
         else:
             tl.store(p_mid + o_x, b_x, mask=m_x)
+            if p_kept is not None:
+                tl.store(p_kept + o_x, b_x.to(p_kept.dtype.element_ty), mask=m_x)
             p_modulation += STREAMS * 6 * DIM
             b_scale, b_shift = load_vector(p_modulation, DIM, BLOCK_D), load_vector(p_modulation + DIM, DIM, BLOCK_D)
             b_h = modulated_norm(b_x, b_scale, b_shift, NORM_EPS, DIM, BLOCK_D).to(b_o.dtype)

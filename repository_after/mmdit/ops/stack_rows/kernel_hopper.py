@@ -123,7 +123,7 @@ def rows_hopper_kernel(
     d_out_x, d_out_c, d_up_x, d_up_c, d_down_x, d_down_c, d_qkv_x, d_qkv_c,
     d_heads,  # (3 B R, D): q, k, v, written
     p_residual,  # (B, R, D) fp32: x before attention
-    p_next,  # (B, R, D) fp32, written: what passes through the layer; may be p_residual
+    p_kept,  # (B, R, D), written: the residual after the layer; or None, as for LAST
     p_modulation,
     p_out_bias_x, p_out_bias_c, p_out_norm_x, p_out_norm_c, p_up_bias_x, p_up_bias_c, p_down_bias_x, p_down_bias_c,
     p_bias_x, p_bias_c, p_qnorm_x, p_qnorm_c, p_knorm_x, p_knorm_c,
@@ -177,7 +177,6 @@ def rows_hopper_kernel(
     o_x = gl.expand_dims(o_row, 1) * D + o_d
     m_x = gl.expand_dims(o_stream < length, 1)
     p_residual += sample.to(gl.int64) * rows * D
-    p_next += sample.to(gl.int64) * rows * D
     b_x = gl.load(p_residual + o_x)
     async_copy.wait_group(0)
     if PDL:
@@ -221,7 +220,9 @@ def rows_hopper_kernel(
         _load_pair(2 * CHUNKS - 1 + STAGES, PAIRS, ring, weights)
         b_q = _begin(b_a, b_none, 2 * CHUNKS + 1, ring)
         b_k = _begin(b_a, b_none, 2 * CHUNKS + 2, ring)
-        gl.store(p_next + o_x, b_x, mask=m_x)
+        gl.store(p_residual + o_x, b_x, mask=m_x)
+        if p_kept is not None:
+            gl.store(p_kept + sample.to(gl.int64) * rows * D + o_x, b_x.to(dtype), mask=m_x)
         b_q = warpgroup_mma_wait(2, deps=(b_q,))
         b_v = _begin(b_a, b_none, 2 * CHUNKS + 3, ring)
         b_q = _normed(b_q, b_vectors, 3, 6, SCALE, acc, RMS_EPS)

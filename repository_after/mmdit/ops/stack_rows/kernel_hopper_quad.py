@@ -93,7 +93,7 @@ def rows_quad_kernel(
     d_out_x, d_out_c, d_up_x, d_up_c, d_down_x, d_down_c, d_qkv_x, d_qkv_c,
     d_heads,  # (3 B R, D): q, k, v, written
     p_residual,  # (B, R, D) fp32: x before attention
-    p_next,  # (B, R, D) fp32, written: what passes through the layer; may be p_residual
+    p_kept,  # (B, R, D), written: the residual after the layer; or None, as for LAST
     p_modulation,
     p_out_bias_x, p_out_bias_c, p_out_norm_x, p_out_norm_c, p_up_bias_x, p_up_bias_c, p_down_bias_x, p_down_bias_c,
     p_bias_x, p_bias_c, p_qnorm_x, p_qnorm_c, p_knorm_x, p_knorm_c,
@@ -143,7 +143,6 @@ def rows_quad_kernel(
     m_x = stream0 + o_row < length
     o_x = o_row * D + o_d
     p_residual += (sample.to(gl.int64) * rows + row0) * D
-    p_next += (sample.to(gl.int64) * rows + row0) * D
     _prefetch(p_residual, HALF * D // 32)
     async_copy.wait_group(0)
     if PDL:
@@ -162,8 +161,8 @@ def rows_quad_kernel(
     b_x0 += vector(b_modulation, 2, 0, layout) * vector(b_vectors, 1, 0, layout) * (b_y0 * b_factor)
     b_x1 = gl.load(p_residual + HALF + o_x)
     b_x1 += vector(b_modulation, 2, 1, layout) * vector(b_vectors, 1, 1, layout) * (b_y1 * b_factor)
-    gl.store(p_next + o_x, b_x0)  # kept there, not in registers, while the MLP is taken
-    gl.store(p_next + HALF + o_x, b_x1)
+    gl.store(p_residual + o_x, b_x0)  # kept there, not in registers, while the MLP is taken
+    gl.store(p_residual + HALF + o_x, b_x1)
     b_h0, b_h1 = norm(b_x0, b_x1, b_modulation, 3, dtype, layout, NORM_EPS)
     keep(b_a, b_h0, b_h1)
 
@@ -185,8 +184,8 @@ def rows_quad_kernel(
         b_m0, b_m1, b_u = warpgroup_mma_wait(0, deps=(b_m0, b_m1, b_u))
         barrier()
         _load(index + 3, BLOCKS, ring, weights)
-    b_x0 = gl.load(p_next + o_x)
-    b_x1 = gl.load(p_next + HALF + o_x)
+    b_x0 = gl.load(p_residual + o_x)
+    b_x1 = gl.load(p_residual + HALF + o_x)
     b_x0 += vector(b_modulation, 5, 0, layout) * (b_m0 + vector(b_vectors, 2, 0, layout))
     b_x1 += vector(b_modulation, 5, 1, layout) * (b_m1 + vector(b_vectors, 2, 1, layout))
     if LAST:
@@ -194,8 +193,12 @@ def rows_quad_kernel(
         gl.store(p_out + o_x, b_x0.to(dtype), mask=m_x)
         gl.store(p_out + HALF + o_x, b_x1.to(dtype), mask=m_x)
     else:
-        gl.store(p_next + o_x, b_x0)
-        gl.store(p_next + HALF + o_x, b_x1)
+        gl.store(p_residual + o_x, b_x0)
+        gl.store(p_residual + HALF + o_x, b_x1)
+        if p_kept is not None:
+            p_kept += (sample.to(gl.int64) * rows + row0) * D
+            gl.store(p_kept + o_x, b_x0.to(dtype))
+            gl.store(p_kept + HALF + o_x, b_x1.to(dtype))
         b_cos = angles(p_cos, start + stream0, stream0, rotated, 1.0, PAIRS)
         b_sin = angles(p_sin, start + stream0, stream0, rotated, 0.0, PAIRS)
         b_h0, b_h1 = norm(b_x0, b_x1, b_modulation, 6, dtype, layout, NORM_EPS)

@@ -104,18 +104,21 @@ def load_projection(p_weight, p_bias, part, DIM: tl.constexpr, BLOCK_D: tl.const
 
 
 @triton.jit
-def load_turn(
-    p_norm, p_cos, p_sin, part, o_position, m_rotary, HALF: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """What q or k is multiplied by: its norm's weights of both halves (1, BLOCK_D / 2), cosines and sines (T, HALF)."""
-    o_a, o_b = columns(part, DIM, BLOCK_D)
-    m_half = tl.arange(0, BLOCK_D // 2) < DIM // 2
-    b_norm_a = tl.load(p_norm + o_a, mask=m_half, other=0.0).to(tl.float32)[None, :]
-    b_norm_b = tl.load(p_norm + o_b, mask=m_half, other=0.0).to(tl.float32)[None, :]
+def load_angles(p_cos, p_sin, o_position, m_rotary, HALF: tl.constexpr):
+    """Cosines and sines (T, HALF)."""
     o_angle = o_position[:, None] * HALF + tl.arange(0, HALF)[None, :]
     b_cos = tl.load(p_cos + o_angle, mask=m_rotary[:, None], other=1.0)
     b_sin = tl.load(p_sin + o_angle, mask=m_rotary[:, None], other=0.0)
-    return b_norm_a, b_norm_b, b_cos, b_sin
+    return b_cos, b_sin
+
+
+@triton.jit
+def load_halves(p_norm, part, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The weights (1, BLOCK_D / 2) of q's or k's norm, for both halves."""
+    o_a, o_b = columns(part, DIM, BLOCK_D)
+    m_half = tl.arange(0, BLOCK_D // 2) < DIM // 2
+    b_a = tl.load(p_norm + o_a, mask=m_half, other=0.0).to(tl.float32)[None, :]
+    return b_a, tl.load(p_norm + o_b, mask=m_half, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit

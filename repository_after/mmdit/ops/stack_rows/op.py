@@ -29,7 +29,7 @@ class Buffers(NamedTuple):
     joined: Tensor  # (B, R, D): attention
     mid: Tensor  # (B, R, D) fp32, or x_out (B, L, D) where the MLP is not sliced
     partial: Tensor  # (slices, B, R, D) fp32, or context_out (B, C, D)
-    following: Tensor  # (B, R, D) fp32: the residual after a layer whose MLP is not sliced; may be residual
+    kept: Optional[Tensor] = None  # (B, R, D): the residual again, for a backward
 
 
 def run_tiles(
@@ -96,9 +96,9 @@ def _allocate(x: Tensor, rows: int, slices: int, x_out: Tensor, context_out: Ten
     heads, joined = x.new_empty(3, *shape), x.new_empty(shape)
     if slices == 1:
         residual = torch.empty(shape, device=x.device)
-        return Buffers(residual, heads, joined, x_out, context_out, residual)
+        return Buffers(residual, heads, joined, x_out, context_out)
     wide = torch.empty(slices + 2, *shape, device=x.device)
-    return Buffers(wide[0], heads, joined, wide[1], wide[2:], wide[0])
+    return Buffers(wide[0], heads, joined, wide[1], wide[2:])
 
 
 def pairs(weights: Optional[LayerWeights], names: Sequence[str]) -> List[Optional[Tensor]]:
@@ -164,7 +164,13 @@ class RowRun:
             self.batch * self.tiles * plan.qkv_parts,
             tensors=(
                 *(*source, self.modulation, *pairs(weights, HEAD_FIELDS), *pairs(before, ("down_bias",))),
-                *(self.cos, self.sin, self.starts, None if residual else buffers.residual, buffers.heads),
+                *(
+                    self.cos,
+                    self.sin,
+                    self.starts,
+                    *((None, None) if residual else (buffers.residual, buffers.kept)),
+                    buffers.heads,
+                ),
             ),
             strides=(
                 *(*source[0].stride()[:2], *source[1].stride()[:2]),
@@ -193,8 +199,8 @@ class RowRun:
                 *(buffers.joined, buffers.residual, self.modulation, *pairs(weights, BLOCK_FIELDS[:3])),
                 *(*pairs(weights, BLOCK_FIELDS[3:]), *pairs(ahead, HEAD_FIELDS), *tables),
                 None if self.seeds is None else self.seeds[index],
-                *((buffers.mid, buffers.partial) if ahead is None else (buffers.following, None)),
-                None if ahead is None else buffers.heads,
+                *((buffers.mid, buffers.partial) if ahead is None else (buffers.residual, None)),
+                *((None, None) if ahead is None else (buffers.kept, buffers.heads)),
             ),
             strides=(self.modulation_batch, buffers.heads.stride(0), self.slice_stride),
             lengths=(index * self.streams, self.start, *self.lengths),
@@ -230,7 +236,7 @@ class RowRun:
                 describe(buffers.heads.flatten(0, 2), 64, width),
             ),
             tensors=(
-                *(buffers.residual, buffers.following, self.modulation, *pairs(weights, BLOCK_VECTORS)),
+                *(buffers.residual, None if last else buffers.kept, self.modulation, *pairs(weights, BLOCK_VECTORS)),
                 *(*pairs(ahead, HEAD_FIELDS[1:]), self.cos, self.sin, self.starts),
                 *(buffers.mid, buffers.partial),
             ),
