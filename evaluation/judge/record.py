@@ -1,9 +1,10 @@
 """What the numeric judge says of a tree."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
+from evaluation.suite.condition import EMPTY, NOT_EMPTY, conditions, when
 from evaluation.suite.result import Failure, Record, Role
 
 
@@ -18,10 +19,19 @@ class Measure(Record):
 class CaseNumbers(Record):
     """One case. `worst` is the measure nearest to its bound, or furthest above it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(when("status", ["pass"], {"problems": EMPTY}, {"problems": NOT_EMPTY}))
+    )
     name: str
     status: Literal["pass", "fail"]
     worst: Measure | None = Field(description="null: the case gave nothing to measure")
     problems: tuple[str, ...] = Field(description="what is wrong; empty exactly when the case passes")
+
+    @model_validator(mode="after")
+    def _problems_say_why(self) -> Self:
+        if (self.status == "pass") != (not self.problems):
+            raise ValueError(f"{self.name}: problems go with a case that fails, and with no other")
+        return self
 
 
 class NumericsRun(Record):
