@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from rich.console import Console
@@ -13,11 +15,12 @@ from evaluation.judge.case import Case, Sizes
 from evaluation.judge.numerics import judge_again, judge_numerics
 from evaluation.judge.record import Numerics
 from evaluation.report.explain import MEANINGS, explain, read_report
+from evaluation.suite import pair
 from evaluation.suite.probe import Machine
 from evaluation.suite.result import Failure, FailureKind, GraderError
 from evaluation.suite.run import Settings
 from evaluation.suite.stage import Staged, staged
-from evaluation.tests.conftest import Kata
+from evaluation.tests.conftest import FAKE, Kata
 from evaluation.tests.test_worker import CASES, NORM, fake
 
 __all__ = ["fake"]  # the fixture
@@ -33,41 +36,56 @@ def norm_numbers(
     return judge_numerics(before, after, CASES, 60, "cpu", console, keep)
 
 
-@pytest.fixture
-def graded(kata: Kata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """The bundle and the report of a run whose numbers are wrong on after."""
-    monkeypatch.setattr("evaluation.judge.cases.QUICK", CASES)
-    for tree in ("before", "after"):
-        kata.append(f"{tree}/mmdit/__init__.py", NORM if tree == "before" else NORM.replace("1 + scale", "scale"))
-    trees = ("--before", str(kata.before), "--after", str(kata.after), "--output", str(tmp_path / "first"))
-    arguments = [*trees, "--bundle", str(tmp_path / "bundle")]
-    assert evaluate(arguments, suite=kata.suite, reports=kata.folder / "reports", judge=norm_numbers) == 1
-    return tmp_path / "bundle", tmp_path / "first" / "report.json"
+class Graded(NamedTuple):
+    kata: Kata
+    bundle: Path
+    report: Path
+
+    def evaluate(self, *arguments: str) -> int:
+        suite, reports = self.kata.suite, self.kata.folder / "reports"
+        return evaluate([*arguments], suite=suite, reports=reports, judge=norm_numbers)
 
 
-@pytest.mark.usefixtures("known_machine")
-def test_a_bundle_gives_the_same_report_byte_for_byte(kata: Kata, graded: tuple[Path, Path], tmp_path: Path):
-    bundle, first = graded
-    shutil.rmtree(kata.after)
-    again = ["--regrade", str(bundle), "--output", str(tmp_path / "again.json")]
-    assert evaluate(again, suite=kata.suite, reports=kata.folder / "reports") == 1
-    assert (tmp_path / "again.json").read_bytes() == first.read_bytes()
-    report = json.loads(first.read_text())
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graded]:
+    """The bundle and the report of a run whose numbers are wrong on after, and whose trees are gone."""
+    folder = tmp_path_factory.mktemp("graded")
+    kata = Kata(Path(shutil.copytree(FAKE, folder / "kata", ignore=shutil.ignore_patterns("__pycache__"))))
+    for tree, code in (("before", NORM), ("after", NORM.replace("1 + scale", "scale"))):
+        kata.append(f"{tree}/mmdit/__init__.py", code)
+    found = Graded(kata, folder / "bundle", folder / "first.json")
+    trees = ("--before", str(kata.before), "--after", str(kata.after), "--bundle", str(found.bundle))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "describe_machine", lambda _device: Machine(torch_version="0"))
+        patch.setattr("evaluation.judge.cases.QUICK", CASES)
+        assert found.evaluate(*trees, "--output", str(found.report)) == 1
+        shutil.rmtree(kata.after)
+        shutil.rmtree(kata.before)
+        yield found
+
+
+def test_a_bundle_gives_the_same_report_byte_for_byte(graded: Graded, tmp_path: Path):
+    assert graded.evaluate("--regrade", str(graded.bundle), "--output", str(tmp_path / "again.json")) == 1
+    assert (tmp_path / "again.json").read_bytes() == graded.report.read_bytes()
+    report = json.loads(graded.report.read_text())
     assert report["verdict"]["correctness"]["reason"].startswith("2 of 2 numeric cases are wrong")
-    assert set(json.loads((bundle / "bundle.json").read_text())["sha256"]) == {"before", "after", "suite", "grader"}
+    assert set(json.loads((graded.bundle / "bundle.json").read_text())["sha256"]) == {
+        "before",
+        "after",
+        "suite",
+        "grader",
+    }
 
 
-@pytest.mark.usefixtures("known_machine")
 def test_a_bundle_that_was_changed_or_is_not_whole_is_3(
-    kata: Kata, graded: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graded: Graded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    bundle, _ = graded
-    regrade = ["--regrade", str(bundle)]
+    bundle = Path(shutil.copytree(graded.bundle, tmp_path / "bundle"))
     shutil.copy(bundle / "numerics" / "before" / "0.safetensors", bundle / "numerics" / "after" / "0.safetensors")
-    assert evaluate(regrade, suite=kata.suite, reports=kata.folder / "reports") == 3
+    assert graded.evaluate("--regrade", str(bundle)) == 3
     assert "does not hold the tensors that were put there" in capsys.readouterr().err
     (bundle / "bundle.json").unlink()
-    assert evaluate(regrade, suite=kata.suite, reports=kata.folder / "reports") == 3
+    assert graded.evaluate("--regrade", str(bundle)) == 3
     assert "is not a whole bundle" in capsys.readouterr().err
 
 
@@ -92,9 +110,8 @@ def test_every_kind_of_failure_has_a_meaning():
     assert MEANINGS.keys() == set(FailureKind)
 
 
-@pytest.mark.usefixtures("known_machine")
-def test_a_report_is_said_in_plain_words(kata: Kata, graded: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
-    assert evaluate(["explain", str(graded[1])], suite=kata.suite) == 0
+def test_a_report_is_said_in_plain_words(graded: Graded, capsys: pytest.CaptureFixture[str]):
+    assert graded.evaluate("explain", str(graded.report)) == 0
     said = capsys.readouterr().out
     assert said.startswith("The verdict is a failure (exit code 1), for 1 reason(s).")
     assert "Whether after computes what it must: it fails (2 of 2 numeric cases are wrong" in said
