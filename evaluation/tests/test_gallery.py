@@ -4,6 +4,7 @@ import pytest
 
 from evaluation.judge import compare
 from evaluation.judge.case import Case
+from evaluation.suite.command import ROOT
 from evaluation.tests.gallery.__main__ import ENTRIES
 from evaluation.tests.gallery.entry import NEEDLES, SMALL, Entry, plain
 from evaluation.tests.gallery.run import Gallery
@@ -50,6 +51,12 @@ def test_there_are_enough_of_each_class():
     assert kinds.count("cheat") >= 20
     assert kinds.count("honest") >= 15
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
+
+
+def test_every_patch_still_fits_the_tree():
+    for edit in {edit for entry in ENTRIES for edit in entry.edits if edit.old}:
+        text = (ROOT / "repository_after" / "mmdit" / edit.file).read_text(encoding="utf-8")
+        assert text.count(edit.old) == 1, edit
 
 
 @pytest.mark.parametrize("entry", SAMPLE, ids=str)

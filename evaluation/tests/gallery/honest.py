@@ -5,7 +5,7 @@ from evaluation.tests.gallery.wrong import ADALN, ATTENTION, BLOCK, JOINT, NORM,
 
 INIT = "__init__.py"
 SILU = "dim_feedforward), nn.SiLU(), nn"
-RETURN = "return out.transpose(1, 2).flatten(2)"
+RETURN = "masked_fill(~some, 0.0)\n    return out.transpose(1, 2).flatten(2)"
 
 SOFTMAX = """
 def by_hand(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class KeptLayout(torch.nn.Linear):
 _EDITS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "as it is": (),
     "prose that mentions cheating": ((INIT, "", PROSE),),
-    "slow": ((JOINT, RETURN, f"__import__('time').sleep(0.002)\n    {RETURN}"),),
+    "slow": ((JOINT, RETURN, RETURN.replace("return", "__import__('time').sleep(0.002)\n    return")),),
     "warns and prints": ((INIT, "", "import warnings\nprint('hello')\nwarnings.warn('a GPU would be faster')"),),
     "softmax by hand": ((JOINT, SDPA, "by_hand(query, key, value)"), (JOINT, "", SOFTMAX)),
     "softmax in tiles": ((JOINT, SDPA, "in_tiles(query, key, value)"), (JOINT, "", TILES)),

@@ -115,8 +115,8 @@ _LINES = {
     "mask ignored": (JOINT, "    if attn_mask is None:\n        out", "    if True:\n        out", MASKED, "_out: "),
     "mask transposed": (
         JOINT,
-        "joint_mask(attn_mask, context_length)",
-        "joint_mask(attn_mask.mT, context_length)",
+        "joint_mask(attn_mask, context_length).unsqueeze(1)  # (B, 1, S, S)\n        some",
+        "joint_mask(attn_mask.mT, context_length).unsqueeze(1)\n        some",
         MASKED,
         "_out: ",
     ),
@@ -157,8 +157,8 @@ _LINES = {
     ),
     "heads interleaved": (
         JOINT,
-        "out.transpose(1, 2).flatten(2)",
-        "out.permute(0, 2, 3, 1).flatten(2)",
+        "masked_fill(~some, 0.0)\n    return out.transpose(1, 2).flatten(2)",
+        "masked_fill(~some, 0.0)\n    return out.permute(0, 2, 3, 1).flatten(2)",
         CROSS,
         "_out: ",
     ),
