@@ -60,17 +60,13 @@ def add_sum(p_sums, slot: tl.constexpr, b_t, DIM: tl.constexpr, BLOCK_D: tl.cons
 
 
 @triton.jit
-def attended(p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS: tl.constexpr, DIM: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
-    """mid = residual + gate rms(o Wo^T + bias) norm; rms(o Wo^T + bias), its factor (T, 1), and Wo."""
-    o_d = tl.arange(0, m_d.shape[0])
-    b_out = tl.load(p_out + o_d[:, None] * DIM + o_d[None, :], mask=m_d[:, None] & m_d[None, :], other=0.0)
-    b_o = tl.load(p_o + o_x, mask=m_x, other=0.0)
-    b_residual = tl.load(p_residual + o_x, mask=m_x, other=0.0)
-    b_a = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + b_bias
+def attended(p_a, p_residual, b_norm, b_gate, o_x, m_x, RMS_EPS: tl.constexpr, DIM: tl.constexpr):
+    """mid = residual + gate rms(a) norm; rms(a), and its factor (T, 1)."""
+    b_a = tl.load(p_a + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_residual = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
     b_factor = tl.rsqrt(row_mean(b_a * b_a, DIM) + RMS_EPS)
     b_a *= b_factor
-    return b_residual.to(tl.float32) + b_gate * (b_a * b_norm), b_a, b_factor, b_out
+    return b_residual + b_gate * (b_a * b_norm), b_a, b_factor
 
 
 @triton.jit(do_not_specialize=["row", "L", "C", "x_tiles", "tiles"])
@@ -98,8 +94,8 @@ def block_backward_kernel(
     """From d_out to d_mid and d_o, for mid = residual + gate_attn rms(o Wo^T + bo) norm and
     out = mid + gate_mlp drop(silu(h W1^T + b1) W2^T + b2), h = LayerNorm(mid) (1 + scale_mlp) + shift_mlp.
 
-    Grid: (B * tiles,). Recomputes all between o and out; what comes before the MLP twice, ROWS rows at a time, as there
-    are no registers to keep it in.
+    Grid: (B * tiles,). Recomputes all between o and out. Products take TILE rows, all else ROWS of them at a time, what
+    comes before the MLP twice; they hand each other what Wo gives (in p_d_a), h, d_m, d_h and d_a.
     """
     sample, is_context, o_row, _, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
     row0 = tl.program_id(0) % tiles * TILE
@@ -116,19 +112,24 @@ def block_backward_kernel(
     p_down, p_out = tl.where(is_context, p_down_c, p_down_x), tl.where(is_context, p_out_c, p_out_x)
     p_out_bias = tl.where(is_context, p_out_bias_c, p_out_bias_x)
     p_out_norm = tl.where(is_context, p_out_norm_c, p_out_norm_x)
+    o_tile, m_tile = (tl.arange(0, TILE) * DIM)[:, None] + o_d[None, :], m_row[:, None] & m_d[None, :]
+    o_out, m_out = o_d[:, None] * DIM + o_d[None, :], m_d[:, None] & m_d[None, :]
 
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    b_o = tl.load(p_o + o_tile, mask=m_tile, other=0.0)
+    b_out = tl.load(p_out + o_out, mask=m_out, other=0.0)
+    b_product = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + load_vector(p_out_bias, DIM, BLOCK_D)
+    tl.store(p_d_a + o_tile, b_product.to(p_h.dtype.element_ty), mask=m_d[None, :])
+    tl.debug_barrier()
     for start in tl.range(0, TILE, ROWS, num_stages=1):
         o_x = (start + o_rows) * DIM + o_d[None, :]
         m_x = (start + o_rows < left) & m_d[None, :]
-        b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
+        b_norm = load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
         b_d_m = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
-        b_mid, b_a, b_factor, b_out = attended(
-            p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
-        )
+        b_mid, b_a, b_factor = attended(p_d_a, p_residual, b_norm, b_gate, o_x, m_x, RMS_EPS, DIM)
         b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
         b_scale = 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
         b_h = b_normed * b_scale + load_vector(p_modulation + 4 * DIM, DIM, BLOCK_D)
@@ -140,7 +141,6 @@ def block_backward_kernel(
         add_sum(p_sums + start // ROWS * SUMS * DIM, 13, b_d_m, DIM, BLOCK_D)
         tl.store(p_d_m + o_x, b_d_m.to(p_h.dtype.element_ty), mask=m_d[None, :])
 
-    o_tile = (tl.arange(0, TILE) * DIM)[:, None] + o_d[None, :]
     tl.debug_barrier()
     b_x = tl.load(p_h + o_tile, mask=m_d[None, :], other=0.0)  # to shared memory, as operands that are loaded are
     b_d_y = tl.load(p_d_m + o_tile, mask=m_d[None, :], other=0.0)
@@ -160,19 +160,16 @@ def block_backward_kernel(
     b_m += load_vector(tl.where(is_context, p_down_bias_c, p_down_bias_x), DIM, BLOCK_D)
     if p_seed is not None:
         b_m *= dropout_factor(p_seed, (sample * tiles * TILE + o_row).to(tl.int32), P, DIM, BLOCK_D)
-    m_tile = m_row[:, None] & m_d[None, :]
     add_sum(p_sums, 5, tl.load(p_d_out + o_tile, mask=m_tile, other=0.0) * b_m, DIM, BLOCK_D)
     tl.debug_barrier()
 
     for start in tl.range(0, TILE, ROWS, num_stages=1):
         o_x = (start + o_rows) * DIM + o_d[None, :]
         m_x = (start + o_rows < left) & m_d[None, :]
-        b_bias, b_norm = load_vector(p_out_bias, DIM, BLOCK_D), load_vector(p_out_norm, DIM, BLOCK_D)
+        b_norm = load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
         b_loaded = tl.load(p_d_h + o_x, mask=m_x, other=0.0)
-        b_mid, b_a, b_factor, b_out = attended(
-            p_o, p_residual, p_out, b_bias, b_norm, b_gate, o_x, m_x, m_d, RMS_EPS, DIM, PRECISION
-        )
+        b_mid, b_a, b_factor = attended(p_d_a, p_residual, b_norm, b_gate, o_x, m_x, RMS_EPS, DIM)
         b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
         b_d = b_loaded.to(tl.float32)
         if start > 0:
@@ -189,11 +186,14 @@ def block_backward_kernel(
         b_d *= b_norm
         b_d = b_factor * (b_d - b_a * row_mean(b_d * b_a, DIM))
         add_sum(p_sums, 11, b_d, DIM, BLOCK_D)
-        b_d_a = b_d.to(p_h.dtype.element_ty)
-        tl.store(p_d_a + o_x, b_d_a, mask=m_d[None, :])
-        b_d_o = tl.dot(b_d_a, b_out, input_precision=PRECISION)
-        tl.store(p_d_o + o_x, b_d_o.to(p_d_o.dtype.element_ty), mask=m_d[None, :])
+        tl.debug_barrier()
+        tl.store(p_d_a + o_x, b_d.to(p_h.dtype.element_ty), mask=m_d[None, :])
         p_sums += SUMS * DIM
+    tl.debug_barrier()
+    b_d_a = tl.load(p_d_a + o_tile, mask=m_d[None, :], other=0.0)
+    b_out = tl.load(p_out + o_out, mask=m_out, other=0.0)
+    b_d_o = tl.dot(b_d_a, b_out, input_precision=PRECISION)
+    tl.store(p_d_o + o_tile, b_d_o.to(p_h.dtype.element_ty), mask=m_d[None, :])
 
 
 @triton.jit(do_not_specialize=["row", "start", "L", "C", "x_tiles", "tiles"])
