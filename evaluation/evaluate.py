@@ -15,15 +15,20 @@ if not __package__:  # run as a script: let the imports below find this package
 
 from rich.console import Console
 
-from evaluation.report.build import build_report
+from evaluation.judge.scan import scan
+from evaluation.report.bundle import BUNDLE_FILE, regrade, report_of
+from evaluation.report.bundle_record import Bundle, Sources
 from evaluation.report.environment import describe_environment
+from evaluation.report.explain import explain, read_report
 from evaluation.report.junit import to_junit
-from evaluation.report.models import RunSettings
+from evaluation.report.models import Report, RunSettings
+from evaluation.report.sarif import to_sarif
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
-from evaluation.suite.pair import Judge, judge_numbers, run_pair
-from evaluation.suite.result import exit_code
+from evaluation.suite.integrity import digest_of
+from evaluation.suite.pair import GRADER, Judge, judge_numbers, run_pair
+from evaluation.suite.result import FailureKind, exit_code
 from evaluation.suite.run import Settings
 
 REPORTS = ROOT / "evaluation" / "reports"
@@ -32,15 +37,30 @@ REPORTS = ROOT / "evaluation" / "reports"
 def main(
     argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS, judge: Judge = judge_numbers
 ) -> int:
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["explain"]:
+        report = _explain_parser().parse_args(arguments[1:]).report
+        return run_guarded(lambda: _explain(report))
+    options = _parser().parse_args(arguments)
     return run_guarded(lambda: _evaluate(options, settings_from(options, suite), reports, judge))
+
+
+def _explain_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="evaluation/evaluate.py explain", description="Say a report in plain words.")
+    parser.add_argument("report", type=Path, metavar="REPORT", help="a report.json")
+    return parser
+
+
+def _explain(report: Path) -> int:
+    print(explain(read_report(report)))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluation/evaluate.py",
         description=__doc__,
-        epilog=EXIT_CODES,
+        epilog=f"`evaluate.py explain REPORT` says a report in plain words.\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for role in ("before", "after"):
@@ -58,20 +78,60 @@ def _parser() -> argparse.ArgumentParser:
         help="where the report goes: a file when PATH ends in .json, else a folder that gets report.json (default: "
         "evaluation/reports/YYYY-MM-DD/HH-MM-SS/report.json); evaluation/reports/latest.json is written in any case",
     )
+    parser.add_argument("--sarif", type=Path, metavar="PATH", help="also write the static scan's findings to PATH")
     parser.add_argument("--junit", type=Path, metavar="PATH", help="also write the test results as JUnit XML to PATH")
+    parser.add_argument(
+        "--bundle",
+        type=_new_folder,
+        metavar="DIR",
+        help="leave all that the verdict rests on (outcomes, raw tensors, hashes, versions) in DIR, a new folder",
+    )
+    parser.add_argument(
+        "--regrade",
+        type=tree_folder,
+        metavar="BUNDLE",
+        help="run no candidate: compute the verdict again from what --bundle left",
+    )
     add_run_options(parser)
     return parser
 
 
+def _new_folder(text: str) -> Path:
+    if Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text!r} is already there")
+    return Path(text).resolve()
+
+
 def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, judge: Judge) -> int:
     console = Console()
-    started_at, started, run_id = datetime.now(UTC), time.monotonic(), str(uuid4())
+    started_at, run_id = datetime.now(UTC), str(uuid4())
     file = _report_file(options.output) if options.output else default_report_file(reports, started_at, run_id)
     for folder in _folders_to_write(options, reports, file):
         check_writable(folder)
+    if options.regrade:
+        report = regrade(options.regrade, console)
+    else:
+        report = _grade(options, settings, judge, console, started_at, run_id)
+    write_record(report, file, reports / "latest.json")
+    if options.junit:
+        write_atomically(options.junit, to_junit(report))
+    if options.sarif:
+        write_atomically(options.sarif, to_sarif(report.findings))
+    print_report(console, report, file)
+    return exit_code(report.failures)
+
+
+def _grade(
+    options: argparse.Namespace, settings: Settings, judge: Judge, console: Console, started_at: datetime, run_id: str
+) -> Report:
+    """Run both trees, and leave a bundle where one is asked for."""
+    started = time.monotonic()
+    sources = {"before": options.before, "after": options.after, "suite": settings.suite, "grader": GRADER}
+    if settings.keep:
+        settings.keep.mkdir(parents=True)
+    findings = scan(options.after)
     pair = run_pair(options.before, options.after, settings, console, judge)
-    report = build_report(
-        pair,
+    bundle = Bundle(
         run_id=run_id,
         started_at=started_at,
         duration_seconds=time.monotonic() - started,
@@ -84,12 +144,15 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, ju
             device=settings.device,
         ),
         environment=describe_environment(ROOT, pair.machine),
+        findings=findings,
+        before=pair.before,
+        after=pair.after,
+        grader_failures=tuple(each for each in pair.failures if each.kind is FailureKind.GRADER_ERROR),
+        sha256=Sources(**{name: digest_of(folder) for name, folder in sources.items()}),
     )
-    write_record(report, file, reports / "latest.json")
-    if options.junit:
-        write_atomically(options.junit, to_junit(report))
-    print_report(console, report, file)
-    return exit_code(report.failures)
+    if settings.keep:
+        write_record(bundle, settings.keep / BUNDLE_FILE)
+    return report_of(bundle, pair.numerics, pair.failures)
 
 
 def _report_file(output: Path) -> Path:
@@ -100,7 +163,7 @@ def _report_file(output: Path) -> Path:
 def _folders_to_write(options: argparse.Namespace, reports: Path, file: Path) -> list[Path]:
     """To be tried before the long work. The folder of this very second is made only when there is a report."""
     report_folder = file.parent if options.output else file.parent.parent
-    return [reports, report_folder, *([options.junit.parent] if options.junit else [])]
+    return [reports, report_folder, *(path.parent for path in (options.junit, options.sarif) if path)]
 
 
 if __name__ == "__main__":

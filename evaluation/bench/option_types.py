@@ -1,6 +1,7 @@
 """What the values of the benchmarks' options must be: types for argparse, and sizes that a model can have."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
@@ -33,6 +34,21 @@ def int_from(least: int) -> Callable[[str], int]:
         if not text.strip().isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
         return int(text)
+
+    return parse
+
+
+def numbers_from(least: float, most: float) -> Callable[[str], tuple[float, ...]]:
+    """An argparse type: numbers between commas, each once, from `least` to `most`."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            numbers = tuple(dict.fromkeys(map(float, text.split(","))))
+        except ValueError:
+            numbers = (math.nan,)
+        if not all(least <= number <= most for number in numbers):
+            raise argparse.ArgumentTypeError(f"expected numbers from {least:g} to {most:g}, got {text!r}")
+        return numbers
 
     return parse
 

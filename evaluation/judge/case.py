@@ -86,3 +86,6 @@ class Case:
         parts += [f"start-{self.start}" if self.start != "none" else "none"]
         told = [f"{self.kind}{layers}", str(self.sizes), *(part for part in parts if part not in usual)]
         object.__setattr__(self, "name", " ".join(told))
+
+    def __str__(self) -> str:
+        return self.name

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from evaluation.judge.bounds import NEGLIGIBLE, allowed, kind_of
 from evaluation.judge.case import FUNCTIONS
 from evaluation.judge.draw import Call, Drawn
 from evaluation.judge.oracle import oracle
+from evaluation.judge.plan import CaseFacts
 from evaluation.judge.record import CaseNumbers, Measure
 
 Tensors = Mapping[str, Tensor]
@@ -74,18 +74,23 @@ def _ratio(error: Tensor, size: Tensor) -> float:
 
 
 def judge_case(
-    drawn: Drawn, truth: Tensors, told: Mapping[str, Any] | None, got: Tensors, vanilla: Mapping[str, float] | None
+    drawn: Drawn,
+    truth: Tensors,
+    told: CaseFacts | None,
+    got: Tensors,
+    vanilla: Mapping[str, float] | None,
+    device: str = "cpu",
 ) -> CaseNumbers:
     """Whether a tree's tensors are what they must be; `vanilla`: the errors of before, None for before itself."""
-    if told is None or "error" in told:
-        why = "the worker did not come to this case" if told is None else f"raised {told['error']}"
+    if told is None or told.error is not None:
+        why = "the worker did not come to this case" if told is None else f"raised {told.error}"
         return CaseNumbers(name=drawn.case.name, status="fail", worst=None, problems=(why,))
     found = errors(truth, got)
     measures = []
     for name, error in found.items():
         bound = allowed(name, rounding_of(drawn), None if vanilla is None else vanilla.get(name))
         measures.append(Measure(name=name, error=error if error == error and error < 1e300 else None, bound=bound))
-    problems = [*_form(drawn, truth, told, got), *_unchanged(drawn, told)]
+    problems = [*_form(drawn, truth, told, got, device), *_unchanged(drawn, told)]
     beyond = [m for m in measures if m.error is None or m.error > m.bound]
     problems += [
         _tell(m, got[m.name.removesuffix(" row")]) for m in beyond if kind_of(m.name) != "row" or _alone(m, beyond)
@@ -113,7 +118,7 @@ def _tell(measure: Measure, got: Tensor) -> str:
     return f"{measure.name}: relative L2 error {told}, allowed {measure.bound:.1e}"
 
 
-def _form(drawn: Drawn, truth: Tensors, told: Mapping[str, Any], got: Tensors) -> list[str]:
+def _form(drawn: Drawn, truth: Tensors, told: CaseFacts, got: Tensors, device: str) -> list[str]:
     """Type, dtype, device, shape and contiguity of what came back."""
     wrong = [f"{name} did not come back" for name in truth if name not in got]
     wrong += [f"{name} came back, which nobody asked for" for name in got if name not in truth]
@@ -127,31 +132,37 @@ def _form(drawn: Drawn, truth: Tensors, told: Mapping[str, Any], got: Tensors) -
             wrong.append(f"{name} has shape {tuple(t.shape)}, expected {tuple(want.shape)}")
         if t.dtype not in dtypes:
             wrong.append(f"{name} is {t.dtype}, expected {dtype}")
-    for number, fact in told["facts"].items():
-        if drawn.case.kind not in FUNCTIONS and fact["fields"] != ["x_out", "context_out"]:
-            wrong.append(f"call {number} gave a {fact['result']}, expected the named tuple (x_out, context_out)")
-        for name, each in fact["outputs"].items():
-            if each["type"] != "torch.Tensor":
-                wrong.append(f"{number}.{name} is a {each['type']}, expected torch.Tensor")
-            if each["device"] != told["device"]:
-                wrong.append(f"{number}.{name} is on {each['device']}, expected {told['device']}")
-            if not each["contiguous"]:
+    for number in map(str, range(len(drawn.calls))):
+        if number not in told.facts:
+            wrong.append(f"call {number} told nothing")
+            continue
+        fact = told.facts[number]
+        if drawn.case.kind not in FUNCTIONS and fact.fields != ["x_out", "context_out"]:
+            wrong.append(f"call {number} gave a {fact.result}, expected the named tuple (x_out, context_out)")
+        for name, each in fact.outputs.items():
+            if each.type != "torch.Tensor":
+                wrong.append(f"{number}.{name} is a {each.type}, expected torch.Tensor")
+            if each.device != device:
+                wrong.append(f"{number}.{name} is on {each.device}, expected {device}")
+            if not each.contiguous:
                 wrong.append(f"{number}.{name} is not contiguous")
+            if f"{number}.{name}" in got and each.digest != digest(got[f"{number}.{name}"]):
+                wrong.append(f"{number}.{name} changed after it was returned")
     return wrong
 
 
-def _unchanged(drawn: Drawn, told: Mapping[str, Any]) -> list[str]:
+def _unchanged(drawn: Drawn, told: CaseFacts) -> list[str]:
     """Inputs and weights that are not what they were before the calls, by their hashes."""
     wrong = []
     for number, call in enumerate(drawn.calls):
         given = dict(call.inputs) | ({} if call.attn_mask is None else {"attn_mask": call.attn_mask})
-        after = told["facts"].get(str(number), {}).get("inputs", {})
+        after = told.facts[str(number)].inputs if str(number) in told.facts else {}
         wrong += [
             f"call {number} changed its input {name}" for name, t in given.items() if after.get(name) != digest(t)
         ]
     weights = drawn.weights[drawn.calls[-1].weights]
     wrong += [
-        f"the calls changed the weight {name}" for name, t in weights.items() if told["weights"].get(name) != digest(t)
+        f"the calls changed the weight {name}" for name, t in weights.items() if told.weights.get(name) != digest(t)
     ]
     return wrong
 

@@ -3,9 +3,9 @@
 import json
 import secrets
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +15,38 @@ from evaluation.judge.layout import construction
 
 _MAX_JSON_BYTES = 1 << 20
 _MAX_TENSOR_BYTES = 1 << 30
+
+
+class _Told(BaseModel):
+    """What comes from a worker is held to its form, and is believed no further than it can be checked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class OutputFacts(_Told):
+    """An output at the moment at which it was returned."""
+
+    type: str
+    device: str
+    contiguous: bool
+    digest: str
+
+
+class CallFacts(_Told):
+    """One call: the result's type, and inputs' hashes after it."""
+
+    result: str
+    fields: list[str]
+    outputs: dict[str, OutputFacts]
+    inputs: dict[str, str]
+
+
+class CaseFacts(_Told):
+    """One case: its calls by number, and weights' hashes after all of them; or the error that ended it."""
+
+    error: str | None = None
+    facts: dict[str, CallFacts] = {}
+    weights: dict[str, str] = {}
 
 
 def write_plan(folder: Path, drawn: list[Drawn], device: str) -> list[str]:
@@ -44,15 +76,16 @@ def _tensors(drawn: Drawn) -> dict[str, Tensor]:
     return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in found.items()}
 
 
-def read_result(folder: Path, name: str) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def read_result(folder: Path, name: str) -> tuple[CaseFacts | None, dict[str, Tensor]]:
     """What a worker left of one case: None where it did not come to its end, an error where it cannot be read."""
     facts, tensors = folder / f"{name}.json", folder / f"{name}.safetensors"
-    if not facts.is_file():
+    if not facts.is_file() or facts.is_symlink() or tensors.is_symlink():
         return None, {}
     try:
         if facts.stat().st_size > _MAX_JSON_BYTES or tensors.stat().st_size > _MAX_TENSOR_BYTES:
             raise ValueError("larger than any result is")
-        told = json.loads(facts.read_bytes())
-        return told, load_file(tensors)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        return {"error": f"its result cannot be read: {error}"}, {}
+        return CaseFacts.model_validate_json(facts.read_bytes()), load_file(tensors)
+    except ValidationError as error:
+        return CaseFacts(error=f"its result cannot be read: {error.errors()[0]['msg']}"), {}
+    except (OSError, ValueError, SafetensorError) as error:
+        return CaseFacts(error=f"its result cannot be read: {error}"), {}

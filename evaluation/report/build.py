@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from datetime import datetime, timedelta
 
 from evaluation.judge.record import Numerics
+from evaluation.judge.scan import Finding
 from evaluation.report.models import (
     Axis,
     Comparison,
@@ -36,6 +37,7 @@ def build_report(
     duration_seconds: float,
     settings: RunSettings,
     environment: Environment,
+    findings: tuple[Finding, ...] = (),
 ) -> Report:
     """The verdict on a pair of runs: success when nothing failed."""
     before, after, failures = pair.before, pair.after, pair.failures
@@ -52,6 +54,7 @@ def build_report(
         comparison=comparison,
         results=Results(before=_results(before), after=_results(after), comparison=comparison),
         numerics=pair.numerics,
+        findings=findings,
         verdict=verdict(before, after, pair.numerics, failures),
         failures=failures,
         success=not failures,

@@ -3,9 +3,11 @@
 from datetime import datetime
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from evaluation.judge.record import Numerics
+from evaluation.judge.scan import Finding
+from evaluation.suite.condition import EMPTY, NOT_EMPTY, NOT_NULL, NULL, conditions, when
 from evaluation.suite.probe import Device, Machine
 from evaluation.suite.result import CaseResult, Evidence, Failure, NotRun, Record
 
@@ -109,9 +111,24 @@ class Verdict(Record):
     integrity: Axis
 
 
+_PASSED = {"properties": {"status": {"const": "pass"}}}
+_SUCCESS = {
+    "error": NULL,
+    "failures": EMPTY,
+    "comparison": {"properties": {"passed_gate": {"const": True}}},
+    "verdict": {"properties": dict.fromkeys(("correctness", "deployability", "integrity"), _PASSED)},
+}
+_NO_SUCCESS = {
+    "error": NOT_NULL,
+    "failures": NOT_EMPTY,
+    "comparison": {"properties": {"passed_gate": {"const": False}}},
+}
+
+
 class Report(Record):
     """One evaluation. `success` is true exactly when `error` is null and `failures` is empty."""
 
+    model_config = ConfigDict(json_schema_extra=conditions(when("success", [True], _SUCCESS, _NO_SUCCESS)))
     schema_version: Literal["1.1"] = SCHEMA_VERSION
     run_id: str
     started_at: datetime
@@ -124,6 +141,7 @@ class Report(Record):
     comparison: Comparison
     results: Results
     numerics: Numerics
+    findings: tuple[Finding, ...] = Field(description="places of after to read; they decide nothing")
     verdict: Verdict
     failures: tuple[Failure, ...]
     success: bool

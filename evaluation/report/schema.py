@@ -15,11 +15,13 @@ from jsonschema import Draft202012Validator
 from evaluation.bench.record import BenchRecord
 from evaluation.bench.stack_record import StackRecord
 from evaluation.bench.tune_record import TuneRecord
+from evaluation.report.bundle_record import Bundle
 from evaluation.report.models import Report
 from evaluation.suite.result import Record
+from evaluation.training.parity import ParityRecord
 
 FOLDER = Path(__file__).resolve().parents[1] / "schema"
-MODELS: tuple[type[Record], ...] = (Report, BenchRecord, StackRecord, TuneRecord)
+MODELS: tuple[type[Record], ...] = (Report, Bundle, BenchRecord, StackRecord, TuneRecord, ParityRecord)
 
 
 def schema_file(model: type[Record]) -> Path:

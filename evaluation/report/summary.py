@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluation.judge.record import NumericsRun
+from evaluation.judge.scan import RULES
 from evaluation.report.models import Report, Status, TreeResults
 from evaluation.suite.result import exit_code
 from evaluation.suite.show import print_failures, print_not_run
@@ -23,6 +24,9 @@ def print_report(console: Console, report: Report, file: Path) -> None:
     console.print(_axes(report))
     console.print(_counts(report))
     print_not_run(console, report.results.after.not_run)
+    for each in report.findings:
+        place = f"{each.file}:{each.line}: {each.message}: {RULES[each.rule]}"
+        console.print(f"[yellow]to read[/]: {escape(place)}", soft_wrap=True)
     console.print(f"report: {file}", soft_wrap=True)
 
 

@@ -57,6 +57,7 @@ def settings_from(options: argparse.Namespace, suite: Path) -> Settings:
         timeout=options.timeout,
         seed=secrets.randbelow(2**31) if options.seed is None else options.seed,
         device=options.device,
+        keep=getattr(options, "bundle", None),
     )
 
 

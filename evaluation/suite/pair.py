@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from evaluation.suite.result import (
 from evaluation.suite.run import Settings, collect_ids, prepare, run_suite
 from evaluation.suite.stage import Staged
 
-_GRADER = Path(__file__).resolve().parents[1]
+GRADER = Path(__file__).resolve().parents[1]
 Judge = Callable[[Staged, Staged, Settings, Console, Machine], tuple[Numerics, tuple[Failure, ...]]]
 
 
@@ -62,16 +62,23 @@ def run_pair(before: Path, after: Path, settings: Settings, console: Console, ju
             traceback.print_exc(file=sys.stderr)
         message = str(error) if isinstance(error, GraderError) else f"{type(error).__name__}: {error}"
         grader_failures.append(Failure(kind=FailureKind.GRADER_ERROR, tree=None, message=message))
+    failures = gather(grader_failures, wrong_numbers, runs["before"], runs["after"])
+    return PairRun(machine, runs["before"], runs["after"], numerics, failures)
+
+
+def gather(
+    grader_failures: Sequence[Failure], wrong_numbers: Sequence[Failure], before: SuiteRun, after: SuiteRun
+) -> tuple[Failure, ...]:
+    """Every failure of a pair, the most telling first."""
     failures = (
         *grader_failures,
         *(failure for failure in wrong_numbers if failure.tree == "after"),
-        *judge_tree(runs["after"]),
-        *judge_tree(runs["before"]),
+        *judge_tree(after),
+        *judge_tree(before),
         *(failure for failure in wrong_numbers if failure.tree == "before"),
-        *judge_pair(runs["before"], runs["after"]),
+        *judge_pair(before, after),
     )
-    ordered = sorted(failures, key=grader_is_to_blame, reverse=True)
-    return PairRun(machine, runs["before"], runs["after"], numerics, tuple(ordered))
+    return tuple(sorted(failures, key=grader_is_to_blame, reverse=True))
 
 
 def judge_numbers(
@@ -82,7 +89,8 @@ def judge_numbers(
     from evaluation.judge.numerics import judge_numerics
 
     device = "cuda" if machine.gpus and settings.device != "cpu" else "cpu"
-    return judge_numerics(before, after, cases(settings.quick), settings.timeout, device, console)
+    keep = settings.keep and settings.keep / "numerics"
+    return judge_numerics(before, after, cases(settings.quick), settings.timeout, device, console, keep)
 
 
 def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console, stack: ExitStack) -> list[Staged]:
@@ -98,11 +106,11 @@ def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console, 
             runs[role] = run.model_copy(update={"failures": (problem.failure(role),)})
     if len(stages) < len(runs):
         return []
-    untouched = digest_of(_GRADER, settings.suite)
+    untouched = digest_of(GRADER, settings.suite)
     for stage in stages:
         with progress(console, f"{stage.role}: {stage.source}") as on_output:
             runs[stage.role] = run_suite(stage, settings, on_output)
-        if digest_of(_GRADER, settings.suite) != untouched:
+        if digest_of(GRADER, settings.suite) != untouched:
             why = "files of the grader or of the suite changed while the tree was tested"
             problem = TreeProblem(FailureKind.GRADER_CHANGED, why)
             runs[stage.role] = runs[stage.role].model_copy(update={"failures": (problem.failure(stage.role),)})

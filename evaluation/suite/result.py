@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from evaluation.suite.condition import EMPTY, NOT_EMPTY, NOT_NULL, NULL, conditions, when
+
 Role = Literal["before", "after"]
 Expectation = Literal["contract", "upgrade"]
 Outcome = Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed"]
@@ -102,18 +104,54 @@ RUN_PROBLEMS = (
 )
 
 
-class Failure(Record):
-    """One named reason why the verdict is not success."""
+# A failure of any other kind is one tree's, and names no test.
+OF_NO_TREE = frozenset({FailureKind.GRADER_ERROR, FailureKind.EXPECTATION_DIFFERS})
+NAMES_TESTS = frozenset(
+    {
+        FailureKind.CONTRACT_FAILED,
+        FailureKind.UPGRADE_PASSED_ON_BEFORE,
+        FailureKind.UPGRADE_FAILED_ON_AFTER,
+        FailureKind.UNDECLARED_OUTCOME,
+        FailureKind.MISSING_TESTS,
+        FailureKind.EXPECTATION_DIFFERS,
+        FailureKind.NUMERICS_WRONG,
+        FailureKind.COLLECTION_ERROR,
+        FailureKind.EXPECTATION_MISSING,
+    }
+)
+MAY_NAME_TESTS = frozenset({FailureKind.SUITE_FORGED})
 
+
+class Failure(Record):
+    """One named reason why the verdict is not success. Its kind says whether it has a tree and names tests."""
+
+    model_config = ConfigDict(
+        json_schema_extra=conditions(
+            when("kind", sorted(OF_NO_TREE), {"tree": NULL}, {"tree": NOT_NULL}),
+            when("kind", sorted(NAMES_TESTS), {"nodeids": NOT_EMPTY}),
+            when("kind", sorted(set(FailureKind) - NAMES_TESTS - MAY_NAME_TESTS), {"nodeids": EMPTY}),
+        )
+    )
     kind: FailureKind
     tree: Role | None
     message: str
-    nodeids: tuple[str, ...] = ()
+    nodeids: tuple[str, ...] = Field(default=(), description="names of tests or of numeric cases")
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_has(self) -> Self:
+        if (self.tree is None) != (self.kind in OF_NO_TREE):
+            raise ValueError(f"{self.kind}: expected {'no' if self.kind in OF_NO_TREE else 'a'} tree, got {self.tree}")
+        if self.kind not in MAY_NAME_TESTS and bool(self.nodeids) != (self.kind in NAMES_TESTS):
+            raise ValueError(f"{self.kind}: names tests exactly where its kind does, got {self.nodeids}")
+        return self
 
 
 class CaseResult(Record):
     """One test that ran. `message` is the line that failed, and is there exactly when it did not pass."""
 
+    model_config = ConfigDict(
+        json_schema_extra=conditions(when("outcome", ["passed"], {"message": NULL}, {"message": NOT_NULL}))
+    )
     nodeid: str
     name: str
     outcome: Outcome

@@ -38,13 +38,14 @@ sys.exit(pytest.main(sys.argv[3:]))
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run the suite; `timeout` in seconds is for one tree."""
+    """How to run the suite; `timeout` in seconds is for one tree. `keep`: the folder that raw results are left in."""
 
     suite: Path
     quick: bool
     timeout: float
     seed: int
     device: Device
+    keep: Path | None = None
 
 
 def prepare(stack: ExitStack, source: Path, role: Role, timeout: float) -> Staged:

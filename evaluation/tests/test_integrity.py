@@ -12,70 +12,20 @@ from evaluation.suite.instrument import Instrumented, instrument, with_nonces
 from evaluation.suite.integrity import check_ids
 from evaluation.suite.result import Evidence, FailureKind, TreeProblem
 from evaluation.tests.conftest import Kata
-
-INIT = "after/mmdit/__init__.py"
-WRONG = "\ndef area(_): return 1\n"
-MAKES_EVERY_REPORT_PASS = """
-from _pytest.reports import TestReport
-_make = TestReport.from_item_and_call.__func__
-def _passing(cls, item, call):
-    call.excinfo = None
-    return _make(cls, item, call)
-TestReport.from_item_and_call = classmethod(_passing)
-"""
-SKIPS_EVERY_BODY = """
-import _pytest.python
-_pytest.python.Function.runtest = lambda self: None
-"""
-# It lets fail what does not come from a test that uses the candidate, so that no canary tells.
-SPARES_CANARIES = """
-from _pytest.reports import TestReport
-_make = TestReport.from_item_and_call.__func__
-def _passing(cls, item, call):
-    if "square" in item.nodeid:
-        call.excinfo = None
-    return _make(cls, item, call)
-TestReport.from_item_and_call = classmethod(_passing)
-"""
-REWRITES_THE_REPORT = """
-import pytest_jsonreport.plugin as plugin
-_save = plugin.JSONReport.save_report
-def _forged(self, path):
-    for test in self.report["tests"]:
-        test["outcome"] = "passed"
-        for stage in ("setup", "call", "teardown"):
-            test[stage] = {"outcome": "passed", "duration": 0.0}
-    return _save(self, path)
-plugin.JSONReport.save_report = _forged
-"""
-ENDS_WITH_ZERO = """
-import atexit, os
-atexit.register(os._exit, 0)
-"""
-LEAVES_TESTS_OUT = """
-from _pytest.python import PyCollector
-_collect = PyCollector.collect
-PyCollector.collect = lambda self: [item for item in _collect(self) if item.name != "test_perimeter"]
-"""
-
-FORGERIES = {
-    "every report passes": (MAKES_EVERY_REPORT_PASS, FailureKind.SUITE_FORGED, "must have the outcome"),
-    "no body runs": (SKIPS_EVERY_BODY, FailureKind.SUITE_FORGED, "must have the outcome failed has passed"),
-    "canaries are spared": (SPARES_CANARIES, FailureKind.SUITE_FORGED, "whose end was reached 0 times"),
-    "the report is rewritten": (REWRITES_THE_REPORT, FailureKind.REPORT_MISMATCH, "contradict"),
-    "the exit code is changed": (ENDS_WITH_ZERO, FailureKind.REPORT_MISMATCH, "pytest ended with 0 but its report"),
-    "it changes its own files": (
-        "\nopen(__file__, 'a').write('#')",
-        FailureKind.TREE_CHANGED,
-        "the tree changed its own files",
-    ),
-}
+from evaluation.tests.gallery.forgeries import (
+    FORGERIES,
+    INIT,
+    LEAVES_TESTS_OUT,
+    SKIPS_EVERY_BODY,
+    SPARES_CANARIES,
+    WRONG,
+    forge,
+)
 
 
 @pytest.mark.parametrize(("code", "kind", "message"), FORGERIES.values(), ids=FORGERIES)
 def test_a_forged_run_contradicts_itself(kata: Kata, code: str, kind: FailureKind, message: str):
-    kata.append(INIT, WRONG + code)
-    (failure,) = kata.run_after().failures
+    (failure,) = forge(kata, code)
     assert (failure.kind, failure.tree) == (kind, "after")
     assert message in failure.message
 

@@ -3,7 +3,7 @@
 import pytest
 
 from evaluation.suite.judge import judge_pair, judge_tree
-from evaluation.suite.result import CaseResult, Failure, FailureKind, NotRun, SuiteRun, exit_code
+from evaluation.suite.result import NAMES_TESTS, CaseResult, Failure, FailureKind, NotRun, SuiteRun, exit_code
 
 Kind = FailureKind
 
@@ -101,7 +101,7 @@ def test_runs_of_the_same_tests_can_be_compared():
     ],
 )
 def test_the_exit_code_blames_the_right_side(tree: str | None, kind: FailureKind, code: int):
-    broken_after = Failure(kind=Kind.CONTRACT_FAILED, tree="after", message="m")
-    failure = Failure(kind=kind, tree=tree, message="m")
+    broken_after = Failure(kind=Kind.CONTRACT_FAILED, tree="after", message="m", nodeids=("a",))
+    failure = Failure(kind=kind, tree=tree, message="m", nodeids=("a",) if kind in NAMES_TESTS else ())
     assert exit_code([failure]) == exit_code([broken_after, failure]) == code
     assert exit_code([]) == 0

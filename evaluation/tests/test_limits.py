@@ -50,11 +50,13 @@ def run(tmp_path: Path, code: str, limits: Limits, timeout: float = 30) -> Finis
 
 
 @pytest.mark.parametrize(("code", "limit", "told"), GREEDY.values(), ids=GREEDY)
-def test_a_limit_ends_a_greedy_process_and_says_so(tmp_path: Path, code: str, limit: dict[str, int], told: str):
+def test_a_limit_ends_a_greedy_process_and_says_so(
+    tmp_path: Path, others: set[int], code: str, limit: dict[str, int], told: str
+):
     done = run(tmp_path, code, Limits(**limit))
     assert (done.return_code, done.broken) == (None, told)
     assert done.seconds < 15
-    assert alive() == set()
+    assert alive() <= others
 
 
 @pytest.mark.parametrize("which", ["memory", "forks", "output", "files"])
@@ -116,6 +118,12 @@ def test_nothing_outlives_a_grader_that_is_killed(tmp_path: Path):
     wait_for(lambda: not any(is_running(pid) for pid in started), seconds=10)
 
 
+@pytest.fixture
+def others() -> set[int]:
+    """What runs already: other tests leave multiprocessing's resource tracker."""
+    return alive()
+
+
 def alive() -> set[int]:
     return {pid for pid in descendants(os.getpid()) if is_running(pid)}
 
@@ -128,9 +136,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_command_that_kills_its_supervisor_is_ended_all_the_same(tmp_path: Path):
+def test_a_command_that_kills_its_supervisor_is_ended_all_the_same(tmp_path: Path, others: set[int]):
     code = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
     started = time.monotonic()
     assert run(tmp_path, code, Limits()).return_code == -signal.SIGKILL
     assert time.monotonic() - started < 10
-    assert alive() == set()
+    assert alive() <= others

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from evaluation.judge.case import Case, Sizes
-from evaluation.judge.compare import digest, errors, judge_case, truth_of
+from evaluation.judge.compare import Tensors, digest, errors, judge_case, truth_of
 from evaluation.judge.draw import Drawn, draw
+from evaluation.judge.plan import CallFacts, CaseFacts, OutputFacts
 from evaluation.judge.record import CaseNumbers
 
 SIZES = Sizes(2, 5, 3, 2, 4)
@@ -25,27 +25,31 @@ class Worker:
         self.drawn: Drawn = draw(case, seed=3)
         self.truth = truth_of(self.drawn)
         self.tensors: dict[str, Tensor] = {n: t.to(getattr(torch, case.dtype)) for n, t in self.truth.items()}
-        self.vanilla = errors(self.truth, self.tensors)
-        self.told: dict[str, Any] = {
-            "device": "cpu",
-            "weights": {n: digest(t) for n, t in self.drawn.weights[self.drawn.calls[-1].weights].items()},
-            "facts": {str(n): self.facts(n) for n in range(len(self.drawn.calls))},
-        }
+        self.vanilla: dict[str, float] | None = errors(self.truth, self.tensors)
+        self.told = CaseFacts(
+            weights={n: digest(t) for n, t in self.drawn.weights[self.drawn.calls[-1].weights].items()},
+            facts={str(n): self.facts(n) for n in range(len(self.drawn.calls))},
+        )
 
-    def facts(self, number: int) -> dict[str, Any]:
+    def facts(self, number: int) -> CallFacts:
         call = self.drawn.calls[number]
         given = dict(call.inputs) | ({} if call.attn_mask is None else {"attn_mask": call.attn_mask})
         outputs = [n.split(".", 1)[1] for n in self.truth if n.startswith(f"{number}.") and ".d." not in n]
-        plain = {"type": "torch.Tensor", "device": "cpu", "contiguous": True}
-        return {
-            "result": "AttentionOutput",
-            "fields": ["x_out", "context_out"],
-            "outputs": {name: dict(plain) for name in outputs},
-            "inputs": {name: digest(t) for name, t in given.items()},
-        }
+        return CallFacts(
+            result="AttentionOutput",
+            fields=["x_out", "context_out"],
+            outputs={
+                name: OutputFacts(type="torch.Tensor", device="cpu", contiguous=True, digest="") for name in outputs
+            },
+            inputs={name: digest(t) for name, t in given.items()},
+        )
 
-    def judged(self) -> CaseNumbers:
-        return judge_case(self.drawn, self.truth, self.told, self.tensors, self.vanilla)
+    def judged(self, truth: Tensors | None = None) -> CaseNumbers:
+        """After whatever a test did to `tensors`, as if they had been returned like that."""
+        for number, call in self.told.facts.items():
+            for name, output in call.outputs.items():
+                output.digest = digest(self.tensors[f"{number}.{name}"])
+        return judge_case(self.drawn, truth or self.truth, self.told, self.tensors, self.vanilla)
 
 
 @pytest.mark.parametrize("case", [CROSS, AGAIN, replace(CROSS, dtype="bfloat16"), Case("stack", SIZES)], ids=str)
@@ -104,20 +108,34 @@ def test_a_tensor_that_did_not_come_back_is_missed():
 )
 def test_an_output_of_another_form_is_refused(fact: str, value: object, problem: str):
     worker = Worker(CROSS)
-    worker.told["facts"]["0"]["outputs"]["x_out"][fact] = value
+    setattr(worker.told.facts["0"].outputs["x_out"], fact, value)
     assert worker.judged().problems == (problem,)
+
+
+def test_an_output_that_changed_after_it_was_returned_is_refused():
+    worker = Worker(CROSS)
+    worker.judged()
+    worker.tensors["0.x_out"] = worker.tensors["0.x_out"].nextafter(torch.tensor(9.0))
+    judged = judge_case(worker.drawn, worker.truth, worker.told, worker.tensors, worker.vanilla)
+    assert judged.problems == ("0.x_out changed after it was returned",)
+
+
+def test_a_call_that_told_nothing_is_refused():
+    worker = Worker(CROSS)
+    del worker.told.facts["0"]
+    assert "call 0 told nothing" in worker.judged().problems
 
 
 def test_a_plain_tuple_is_refused():
     worker = Worker(CROSS)
-    worker.told["facts"]["0"] |= {"result": "tuple", "fields": []}
+    worker.told.facts["0"].result, worker.told.facts["0"].fields = "tuple", []
     assert worker.judged().problems == ("call 0 gave a tuple, expected the named tuple (x_out, context_out)",)
 
 
 def test_a_changed_input_or_weight_is_told():
     worker = Worker(CROSS)
-    worker.told["facts"]["0"]["inputs"]["x"] = "0"
-    worker.told["weights"]["to_qkv.bias"] = "0"
+    worker.told.facts["0"].inputs["x"] = "0"
+    worker.told.weights["to_qkv.bias"] = "0"
     assert worker.judged().problems == ("call 0 changed its input x", "the calls changed the weight to_qkv.bias")
 
 
@@ -137,7 +155,7 @@ def test_laws_are_held_between_outputs_as_well():
     worker = Worker(replace(CROSS, scenario="permuted-context"))
     truth = worker.truth | {"1.context_out": worker.truth["0.context_out"]}
     worker.tensors["1.context_out"] = worker.tensors["0.context_out"]
-    judged = judge_case(worker.drawn, truth, worker.told, worker.tensors, worker.vanilla)
+    judged = worker.judged(truth)
     (problem,) = judged.problems
     assert problem.startswith("context_out: permuting the context permutes its output and leaves x does not hold")
 
@@ -151,10 +169,11 @@ def test_a_modulation_of_zero_must_be_the_identity_bit_for_bit():
 
 def test_before_itself_is_held_to_the_ceiling():
     worker = Worker(CROSS)
+    worker.vanilla = None
     worker.tensors["0.x_out"] *= 1 + 5e-6
-    assert judge_case(worker.drawn, worker.truth, worker.told, worker.tensors, None).status == "pass"
+    assert worker.judged().status == "pass"
     worker.tensors["0.x_out"] *= 1.01
-    assert judge_case(worker.drawn, worker.truth, worker.told, worker.tensors, None).status == "fail"
+    assert worker.judged().status == "fail"
 
 
 def test_values_follow_from_the_seed_and_the_case_alone():

@@ -175,6 +175,8 @@ def test_a_report_cannot_contradict_itself(kata: Kata):
     for change in ({"success": False}, {"error": "why"}, {"verdict": document["verdict"] | {"correctness": UNSURE}}):
         with pytest.raises(ValidationError, match="contradict"):
             Report.model_validate(document | change)
+        with pytest.raises(SchemaError):
+            validate(Report, document | change)
 
 
 UNSURE = {"status": "inconclusive", "reason": "r"}

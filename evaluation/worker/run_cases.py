@@ -1,16 +1,18 @@
 """Runs numeric cases on one tree: `run_cases.py TREE CASES RESULTS`, folders that hold CASES/plan.json and get RESULTS.
 
 Each case of the plan is a file of weights, inputs and cotangents. Its result is a file of raw outputs and gradients,
-and a JSON of what a tensor file does not tell. Nothing here knows what is right, or how it is judged.
+and a JSON of what a tensor file does not tell. Nothing here knows what is right, or how it is judged. Functions of
+other modules are taken before the tree is imported, so that one that is replaced later is not the one that is called.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator
+from hashlib import sha256
+from json import dumps
+from os import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,8 +44,8 @@ def _write(results: Path, name: str, outputs: dict[str, Tensor], told: dict[str,
     plain = {key: t.detach().cpu().contiguous().clone() for key, t in outputs.items()}
     save_file(plain, results / f"{name}.safetensors")
     partial = results / f"{name}.partial"
-    partial.write_text(json.dumps(told), encoding="utf-8")
-    os.replace(partial, results / f"{name}.json")
+    partial.write_text(dumps(told), encoding="utf-8")
+    replace(partial, results / f"{name}.json")
 
 
 class Runner:
@@ -138,11 +140,11 @@ class Runner:
 
 def facts(t: Tensor) -> dict[str, Any]:
     kind = f"{type(t).__module__}.{type(t).__qualname__}"
-    return {"type": kind, "device": t.device.type, "contiguous": t.is_contiguous()}
+    return {"type": kind, "device": t.device.type, "contiguous": t.is_contiguous(), "digest": digest(t)}
 
 
 def digest(t: Tensor) -> str:
-    return hashlib.sha256(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return sha256(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def describe(error: Exception, tree: str) -> str:

@@ -1,0 +1,79 @@
+"""Grade the gallery, and print how many of each class were told for what they are."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from evaluation.tests.conftest import FAKE, Kata
+from evaluation.tests.gallery import cheats, honest, wrong, wrong_blocks
+from evaluation.tests.gallery.forgeries import FORGERIES, forge
+from evaluation.tests.gallery.run import Gallery
+
+ENTRIES = (*wrong.ENTRIES, *wrong_blocks.ENTRIES, *cheats.ENTRIES, *honest.ENTRIES)
+
+
+class Row(NamedTuple):
+    """One graded entry: refused or not, whether as it should be, and what was told."""
+
+    kind: str
+    name: str
+    refused: bool
+    right: bool
+    told: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.tests.gallery", description=__doc__)
+    parser.add_argument("--only", metavar="TEXT", default="", help="entries whose class and name hold TEXT")
+    parser.add_argument("--verbose", action="store_true", help="print what was told of each")
+    options = parser.parse_args(argv)
+    console, rows = Console(), []
+    count = sum(options.only in name for name in _names())
+    for row in track(_graded(options.only), "gallery", total=count, console=console):
+        rows.append(row)
+        if options.verbose or not row.right:
+            style = "" if row.right else "[bold red]not as it should be[/] "
+            console.print(f"{style}{row.kind} {row.name}: ", end="")
+            console.print(row.told, markup=False, highlight=False, soft_wrap=True)
+    console.print(_table(rows))
+    return 0 if all(row.right for row in rows) else 1
+
+
+def _names() -> list[str]:
+    return [*(f"forgery {name}" for name in FORGERIES), *(f"{entry.kind} {entry.name}" for entry in ENTRIES)]
+
+
+def _graded(only: str) -> Iterator[Row]:
+    for name, (code, kind, told) in FORGERIES.items():
+        if only in f"forgery {name}":
+            with TemporaryDirectory(prefix="gallery-") as folder:
+                kata = Kata(Path(shutil.copytree(FAKE, Path(folder) / "kata")))
+                failures = forge(kata, code)
+            right = [failure.kind for failure in failures] == [kind] and told in failures[0].message
+            yield Row("forgery", name, bool(failures), right, failures[0].message if failures else "passed")
+    chosen = [entry for entry in ENTRIES if only in f"{entry.kind} {entry.name}"]
+    gallery = Gallery(chosen) if chosen else None
+    for entry in chosen:
+        graded = gallery.grade(entry)
+        yield Row(entry.kind, entry.name, graded.caught, graded.as_it_should_be, (*graded.told, "passed")[0])
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("class", "entries", "refused", "for the right reason")
+    for kind in dict.fromkeys(row.kind for row in rows):
+        these = [row for row in rows if row.kind == kind]
+        right = "" if kind == "honest" else str(sum(row.right for row in these))
+        table.add_row(kind, str(len(these)), str(sum(row.refused for row in these)), right)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training both trees on the same data from the same weights, and whether they learn the same."""
