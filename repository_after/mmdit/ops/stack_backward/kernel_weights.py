@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from mmdit.ops.stack_backward.kernel import SUMS, silu_and_slope
+from mmdit.ops.stack_backward.kernel_parts import SUMS, silu_and_slope
 from mmdit.ops.stack_rows.kernel_parts import load_weight
 
 

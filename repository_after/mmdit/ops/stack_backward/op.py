@@ -132,7 +132,7 @@ class RowBackward:
         """From the gradients of query, key and value to that of the layer's input. halves: in each head of query and
         key the even columns come first. scratch: (2 or more, B, R, D), overwritten.
         """
-        from mmdit.ops.stack_backward.kernel import heads_backward_kernel
+        from mmdit.ops.stack_backward.kernel_heads import heads_backward_kernel
 
         plan, gradients = self.plan, self.gradients
         launch(

@@ -1,0 +1,46 @@
+"""What the kernels of the backward of a stack's rows share; names as in ops/stack_rows/kernel_parts.py."""
+
+import triton
+import triton.language as tl
+
+from mmdit.ops.stack_rows.kernel_parts import row_mean
+
+SUMS = tl.constexpr(14)
+
+
+@triton.jit
+def normed(b_x, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """LayerNorm(x) (T, BLOCK_D), 0 in the padding, and 1 / its standard deviation (T, 1)."""
+    b_x -= row_mean(b_x, DIM)
+    if DIM != BLOCK_D:
+        b_x = tl.where((tl.arange(0, BLOCK_D) < DIM)[None, :], b_x, 0.0)
+    b_rstd = tl.rsqrt(row_mean(b_x * b_x, DIM) + EPS)
+    return b_x * b_rstd, b_rstd
+
+
+@triton.jit
+def normed_backward(b_d, b_normed, b_rstd, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """d_x of normed, from d_normed."""
+    b_d = b_rstd * (b_d - row_mean(b_d, DIM) - b_normed * row_mean(b_d * b_normed, DIM))
+    if DIM != BLOCK_D:
+        b_d = tl.where((tl.arange(0, BLOCK_D) < DIM)[None, :], b_d, 0.0)
+    return b_d
+
+
+@triton.jit
+def silu_and_slope(b_x, APPROXIMATE: tl.constexpr):
+    """x sigmoid(x), and its derivative."""
+    if APPROXIMATE:
+        b_half = 0.5 * b_x
+        b_s = 0.5 * tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [b_half], tl.float32, True, 1) + 0.5
+    else:
+        b_s = tl.sigmoid(b_x)
+    b_u = b_x * b_s
+    return b_u, b_s + b_u * (1.0 - b_s)
+
+
+@triton.jit
+def add_sum(p_sums, slot: tl.constexpr, b_t, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store the sum of t (T, BLOCK_D) over its rows as a tile's sum number `slot`."""
+    o_d = tl.arange(0, BLOCK_D)
+    tl.store(p_sums + slot * DIM + o_d, tl.sum(b_t, 0), mask=o_d < DIM)
