@@ -10,6 +10,7 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
+from mmdit.runtime.dispatch import UNCHECKED
 from mmdit.runtime.launch import product_precision
 
 
@@ -111,7 +112,7 @@ def attention_backward_tiles(
     return tuple(t._replace(queries=16) if block > 16 else t for t in tiles)
 
 
-HOPPER_BACKWARD = False  # until the kernel has been checked on a GPU: no interpreter runs Gluon
+HOPPER_BACKWARD = UNCHECKED  # until the kernel has been checked on a GPU: no interpreter runs Gluon
 
 
 def hopper_backward(key: str, rows: int, dim_head: int, dtype: torch.dtype, masked: bool) -> bool:
