@@ -119,7 +119,7 @@ def test_one():
 
 
 class TestClass:
-    def test_two(self): assert True
+    def test_two(self): assert self
 
     def helper(self):
         return 1
@@ -132,7 +132,7 @@ def test_nonces_come_last_in_each_test_and_move_no_line():
     lines = text.splitlines()
     assert len(lines) == len(SOURCE.splitlines())
     assert lines[3] == f"    __import__('p').reached('{by_name['test_one']}')"
-    assert lines[6].endswith(f"assert True; __import__('p').reached('{by_name['TestClass::test_two']}')")
+    assert lines[6].endswith(f"assert self; __import__('p').reached('{by_name['TestClass::test_two']}')")
     assert set(by_name) == {"test_one", "TestClass::test_two"}
 
 

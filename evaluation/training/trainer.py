@@ -41,14 +41,12 @@ def train_tree(tree: Path, config: TrainingConfig, device: str, metrics: Path) -
     return train(FlowNetwork, config, device, metrics)
 
 
-def train(
-    make: Callable[..., nn.Module], config: TrainingConfig, device: str, metrics: Path, mmdit: str = "mmdit"
-) -> Trained:
+def train(make: Callable[..., nn.Module], config: TrainingConfig, device: str, metrics: Path) -> Trained:
     """Train make(mmdit, config), writing {"step", "loss"} to `metrics` as it goes.
 
     Raises Diverged at the first loss that is not finite.
     """
-    module = import_module(mmdit)
+    module = import_module("mmdit")
     torch.manual_seed(config.seed)
     network = make(module, config)
     first = hash_weights(network)

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from mmdit.ops.stack_backward.kernel_parts import SUMS, add_sum, normed, normed_backward, silu_and_slope
-from mmdit.ops.stack_rows.kernel_parts import dropout_factor, load_vector, locate, row_mean
+from mmdit.ops.stack_backward.kernel_parts import SUMS, add_sum, normed_backward, silu_and_slope
+from mmdit.ops.stack_rows.kernel_parts import dropout_factor, load_vector, locate, normed, row_mean
 
 
 @triton.jit

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from mmdit.ops.stack_backward.kernel_parts import SUMS, add_sum, normed, normed_backward
-from mmdit.ops.stack_rows.kernel_parts import load_angles, load_vector, rotate, row_mean
+from mmdit.ops.stack_backward.kernel_parts import SUMS, add_sum, normed_backward
+from mmdit.ops.stack_rows.kernel_parts import load_angles, load_vector, normed, rotate, row_mean
 
 
 @triton.jit(do_not_specialize=["row", "start", "L", "C", "x_tiles", "tiles"])

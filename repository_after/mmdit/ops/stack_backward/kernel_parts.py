@@ -9,16 +9,6 @@ SUMS = tl.constexpr(14)
 
 
 @triton.jit
-def normed(b_x, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """LayerNorm(x) (T, BLOCK_D), 0 in the padding, and 1 / its standard deviation (T, 1)."""
-    b_x -= row_mean(b_x, DIM)
-    if DIM != BLOCK_D:
-        b_x = tl.where((tl.arange(0, BLOCK_D) < DIM)[None, :], b_x, 0.0)
-    b_rstd = tl.rsqrt(row_mean(b_x * b_x, DIM) + EPS)
-    return b_x * b_rstd, b_rstd
-
-
-@triton.jit
 def normed_backward(b_d, b_normed, b_rstd, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """d_x of normed, from d_normed."""
     b_d = b_rstd * (b_d - row_mean(b_d, DIM) - b_normed * row_mean(b_d * b_normed, DIM))

@@ -21,7 +21,7 @@ from mmdit.ops.stack_rows.kernel_parts import (
     load_weight,
     locate,
     modulated_norm,
-    norm,
+    normed,
     project,
     row_mean,
     silu,
@@ -74,7 +74,7 @@ def qkv_kernel(
         p_from = tl.where(is_context, p_c + sample * c_batch, p_x + sample * x_batch)
         p_from += o_stream[:, None] * tl.where(is_context, c_row, x_row)
         b_x = tl.load(p_from + o_d[None, :], mask=m_x, other=0.0).to(tl.float32)
-        b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
+        b_h, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     else:
         b_branch = load_vector(tl.where(is_context, p_down_c, p_down_x), DIM, BLOCK_D)
         b_gate = load_vector(p_modulation - (STREAMS * 6 - 5) * DIM, DIM, BLOCK_D)
@@ -89,7 +89,7 @@ def qkv_kernel(
         for index in tl.static_range(SLICES):
             b_branch += tl.load(p_c + index * slice_stride + o_x, mask=m_x, other=0.0)
         b_x += b_gate * b_branch
-        b_h = norm(b_x, NORM_EPS, DIM, BLOCK_D)
+        b_h, _ = normed(b_x, NORM_EPS, DIM, BLOCK_D)
     if part == 0 and p_residual is not None:
         tl.store(p_residual + o_x, b_x, mask=m_x)
     if part == 0 and p_kept is not None:

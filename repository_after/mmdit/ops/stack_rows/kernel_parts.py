@@ -38,18 +38,20 @@ def row_mean(b_x, DIM: tl.constexpr):
 
 
 @triton.jit
-def norm(b_x, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """LayerNorm(x), without weights, fp32 (T, BLOCK_D)."""
+def normed(b_x, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """LayerNorm(x) without weights, fp32 (T, BLOCK_D), 0 in the padding, and 1 / its standard deviation (T, 1)."""
     b_x -= row_mean(b_x, DIM)
     if DIM != BLOCK_D:
         b_x = tl.where((tl.arange(0, BLOCK_D) < DIM)[None, :], b_x, 0.0)
-    return b_x * tl.rsqrt(row_mean(b_x * b_x, DIM) + EPS)
+    b_rstd = tl.rsqrt(row_mean(b_x * b_x, DIM) + EPS)
+    return b_x * b_rstd, b_rstd
 
 
 @triton.jit
 def modulated_norm(b_x, b_scale, b_shift, EPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """LayerNorm(x) * (1 + scale) + shift, fp32 (T, BLOCK_D)."""
-    return norm(b_x, EPS, DIM, BLOCK_D) * (1.0 + b_scale) + b_shift
+    b_normed, _ = normed(b_x, EPS, DIM, BLOCK_D)
+    return b_normed * (1.0 + b_scale) + b_shift
 
 
 @triton.jit
