@@ -118,7 +118,7 @@ def _urgent() -> Iterator[None]:
     """Come before a candidate's thousands of processes, where the machine lets us."""
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except PermissionError:
+    except OSError:
         yield
         return
     try:

@@ -167,7 +167,7 @@ def test_a_stop_signal_leaves_no_process_and_no_report(kata: Kata, signum: int, 
     )
     wait_for(lambda: pid_file.exists() and len(pid_file.read_text().split()) == 2)
     process.send_signal(signum)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=45)
     assert process.returncode == code
     assert "stopped by" in error
     assert not any(Path(f"/proc/{pid}").exists() for pid in pid_file.read_text().split())

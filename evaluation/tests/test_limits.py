@@ -44,7 +44,7 @@ GREEDY = {
 }
 
 
-def run(tmp_path: Path, code: str, limits: Limits, timeout: float = 30) -> Finished:
+def run(tmp_path: Path, code: str, limits: Limits, timeout: float = 45) -> Finished:
     command = [sys.executable, "-c", f"{code}\nimport time; time.sleep(60)"]
     return run_bounded(command, cwd=tmp_path, env={"TMPDIR": str(tmp_path)}, timeout=timeout, limits=limits)
 
@@ -55,7 +55,7 @@ def test_a_limit_ends_a_greedy_process_and_says_so(
 ):
     done = run(tmp_path, code, Limits(**limit))
     assert (done.return_code, done.broken) == (None, told)
-    assert done.seconds < 15
+    assert done.seconds < 30
     assert alive() <= others
 
 
@@ -115,7 +115,7 @@ def test_nothing_outlives_a_grader_that_is_killed(tmp_path: Path):
     assert all(is_running(pid) for pid in started)
     grader.send_signal(signal.SIGKILL)
     grader.wait()
-    wait_for(lambda: not any(is_running(pid) for pid in started), seconds=10)
+    wait_for(lambda: not any(is_running(pid) for pid in started), seconds=30)
 
 
 @pytest.fixture
@@ -140,5 +140,5 @@ def test_a_command_that_kills_its_supervisor_is_ended_all_the_same(tmp_path: Pat
     code = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
     started = time.monotonic()
     assert run(tmp_path, code, Limits()).return_code == -signal.SIGKILL
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert alive() <= others
