@@ -1,12 +1,15 @@
 """A lesson as its file has it: where it lies, and its cells."""
 
 import re
+import runpy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jupytext
 from nbformat import NotebookNode
+
+from lessons.kit.wrong import Wrong
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -64,6 +67,15 @@ class Lesson:
             Cell(cell.cell_type, cell.source, line, dict(cell.metadata.get("nbgrader", {})))
             for cell, line in zip(self.notebook.cells, lines, strict=True)
         ]
+
+    @cached_property
+    def wrong(self) -> tuple[Wrong, ...]:
+        """The gallery of wrong answers in wrong.py beside the lesson."""
+        return runpy.run_path(str(self.path.with_name("wrong.py")))["WRONG"]
+
+    def place(self, grade_id: str) -> int:
+        """Where in `cells` the cell of that id is. Raises ValueError where there is none."""
+        return [cell.grade_id for cell in self.cells].index(grade_id)
 
 
 def find_lessons(names: list[str] | None = None) -> list[Lesson]:

@@ -3,8 +3,6 @@
 import os
 import sys
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own remarks, read when torch is imported
-
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"

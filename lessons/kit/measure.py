@@ -1,6 +1,8 @@
 """Memory, launches and time of a call, and the least time that its work can take on an H200."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -23,8 +25,14 @@ def peak_bytes(call: Callable[..., Any], *args: Any) -> int:
     What Python's tracemalloc would say is nothing: it does not see tensors.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
-    with profile(activities=activities, profile_memory=True) as recorded:
+    recorded = profile(activities=activities, profile_memory=True)
+    with quiet_stderr():
+        recorded.start()
+    try:
         result = call(*args)  # held until the end: an output counts
+    finally:
+        with quiet_stderr():
+            recorded.stop()
     del result
     held = peak = 0
     for event in recorded.profiler.kineto_results.events():
@@ -32,6 +40,19 @@ def peak_bytes(call: Callable[..., Any], *args: Any) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Without what libraries write to file descriptor 2: the profiler reports its own start and stop."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def launches(call: Callable[..., Any], *args: Any) -> list[str]:
