@@ -125,8 +125,8 @@ test_row()
 # v1 asks for scale and shift once per *row*: it loads three rows to norm one. A tile asks once for all of its rows.
 # `CENTER` and `p_weight is None` are known when Triton compiles, so a branch on them costs nothing: four kernels are
 # made from one text. `L` is marked `do_not_specialize`, as Triton would else compile again for an L that 16 divides,
-# and for L = 1. Row offsets are 64-bit, since B * L * D may pass 2³¹. A (B, 1, D) scale is `reshape`d to (B, D) without a
-# copy; one that is expanded from a single sample has a batch stride of 0, and the kernel takes any stride.
+# and for L = 1. Row offsets are 64-bit, since B * L * D may pass 2³¹. A (B, 1, D) scale is `reshape`d to (B, D) for
+# free; one that is expanded from a single sample has a batch stride of 0, and the kernel takes any stride.
 
 
 # %% nbgrader={"grade": false, "grade_id": "04-adaln-tile", "locked": false, "schema_version": 3, "solution": true, "task": false}
