@@ -38,7 +38,7 @@ torch.manual_seed(1)
 #   +---------------------|----------------------+
 #   |  L2 cache           | shared by all        |   60 MB
 #   +---------------------|----------------------+
-#                          |  4.15 TB/s    <- every operator goes down and up
+#                         |  4.15 TB/s    <- every operator goes down and up
 #   +---------------------|----------------------+
 #   |  memory                                    |   141 GB
 #   +--------------------------------------------+
@@ -110,7 +110,7 @@ class Work(NamedTuple):
 
 
 def linear_work(rows: int, inputs: int, outputs: int, item: int = 2) -> Work:
-    """Of a linear layer with bias on (rows, inputs), of numbers of `item` bytes; the bias's additions are not counted."""
+    """Of a linear layer with bias on (rows, inputs), numbers of `item` bytes; the bias's additions do not count."""
     ### BEGIN SOLUTION
     numbers = rows * inputs + outputs * inputs + outputs + rows * outputs
     return Work(numbers * item, 2 * rows * inputs * outputs)
