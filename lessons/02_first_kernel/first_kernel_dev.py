@@ -32,7 +32,7 @@ torch.manual_seed(2)
 #
 #   memory   | 0   1   2   3 | 4   5   6   7 | 8   9 | not yours
 #   program  |       0       |       1       |       2       |
-#   offsets  | 0   1   2   3 | 4   5   6   7 | 8   9  10  11 | program * 4 + lane
+#   offsets  | 0   1   2   3 | 4   5   6   7 | 8   9  10  11 | program * 4 + ..
 #   mask     | t   t   t   t | t   t   t   t | t   t   f   f | offsets < n
 # ```
 #
@@ -153,9 +153,9 @@ test_add()
 #   program 9, L = 5:  batch = 9 // 5 = 1,  row = 9 % 5 = 4
 #
 #   x (B, L, D)   p_x + batch * x_batch + row * x_row + o_d
-#                               |               |         `- 0 .. D - 1, stride 1
-#                               |               `- x.stride(1): D, if contiguous
-#                               `- x.stride(0): L * D, if contiguous
+#                               |               |        `- 0 .. D - 1, stride 1
+#                               |               `- x.stride(1): D if contiguous
+#                               `- x.stride(0): L * D if contiguous
 #   gate (B, D)   p_gate + batch * gate_batch + o_d     row plays no part
 # ```
 #
