@@ -17,6 +17,7 @@ from evaluation.bench.stack_record import StackRecord
 from evaluation.bench.tune_record import TuneRecord
 from evaluation.report.bundle_record import Bundle
 from evaluation.report.models import Report
+from evaluation.store.forms import GateRecord, History, RunComparison, SummaryExport, ValueExport
 from evaluation.store.models import Artifact, MetricsLine, RunFile, RunSummary
 from evaluation.suite.result import Record
 from evaluation.training.parity import ParityRecord
@@ -25,6 +26,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "schema"
 MODELS: tuple[type[Record], ...] = (
     *(Report, Bundle, BenchRecord, StackRecord, TuneRecord, ParityRecord),
     *(RunFile, RunSummary, MetricsLine, Artifact),
+    *(RunComparison, GateRecord, History, SummaryExport, ValueExport),
 )
 
 
