@@ -18,6 +18,7 @@ from evaluation.store.forms import GateRecord, History, Rule, RunComparison, Sum
 from evaluation.store.gate import gate
 from evaluation.store.history import change_points, history
 from evaluation.store.store import Store
+from evaluation.tests.store_scale import measure
 from evaluation.tests.stored_runs import stored
 
 FAST, SLOW = [1.0, 1.1, 1.0, 0.9], [2.0, 2.1, 2.0, 1.9]
@@ -252,3 +253,8 @@ def test_reindex_says_what_is_wrong(store: Store):
     assert "metrics.jsonl has 3 bytes" in text
     assert "damaged" in said(store, "list")
     said(Store(store.root / "nowhere"), "list", code=3)
+
+
+def test_many_values_are_appended_and_read_fast(tmp_path: Path):
+    """A sample; `python -m evaluation.tests.store_scale` does 1,000 runs of 100,000 values."""
+    assert measure(tmp_path / "runs", runs=12, values=20_000).problems() == []
