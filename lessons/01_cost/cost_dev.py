@@ -242,7 +242,8 @@ for name, (call, args, operations) in pieces.items():
     print(f"{name:10} {n:9} {eager.bytes / 1e3:9.0f} {least.bytes / 1e3:9.0f} {operations / least.bytes:9.1f}", end="")
     print(f" {4.0 * n:13.1f} {moved:9.2f} {bound[0]:9.2f}  {bound[1]}")
 print("attention holds", f"{peak_bytes(attention, q, q, q):,} bytes at its peak; its output has {stored_bytes(q):,}")
-print("eager rmsnorm takes", seconds(rmsnorm, x, w), "s")
+if time := seconds(rmsnorm, x, w):
+    print(f"eager rmsnorm takes {time * 1e6:.1f} us here")
 
 # %% [markdown]
 # At this size the launches outweigh everything: production fuses until few are left, and captures those in a graph.

@@ -7,8 +7,7 @@
 # - read a Triton kernel as what it is: one small program, run once per block of the data;
 # - compute a grid, a program's offsets, and the mask that keeps it inside its tensors;
 # - address rows of a strided tensor, and give all rows of a sample the same vector;
-# - write `gated_residual`, the last line of every branch of an MMDiT block, in three passes over memory instead of
-#   five.
+# - write `gated_residual`, the end of every branch of an MMDiT block, in three passes over memory instead of five.
 
 # %%
 from lessons.kit import DEVICE, check, expect, launches, peak_bytes, poisoned, registers, roofline, seconds
@@ -38,7 +37,7 @@ torch.manual_seed(2)
 #
 # What you need of Triton, all of it:
 #
-# | in a kernel | is |
+# | written | is |
 # | --- | --- |
 # | `tl.program_id(0)` | this program's number in the grid |
 # | `tl.arange(0, BLOCK)` | the lanes 0 .. BLOCK - 1; BLOCK is a power of two |
@@ -46,6 +45,7 @@ torch.manual_seed(2)
 # | `tl.load(p, mask=m, other=0.0)` | the numbers at these addresses; `other` where m is false, and no access there |
 # | `tl.store(p, values, mask=m)` | writes the values where m is true |
 # | `BLOCK: tl.constexpr` | known when the kernel is compiled, as a block's width must be |
+# | `triton.cdiv(n, b)`, `triton.next_power_of_2(n)` | outside kernels: n / b rounded up; the least power from n on |
 #
 # `kernel[grid](arguments)` launches: a tensor arrives as its address, and *nothing else of it* does. Shape, strides and
 # the end of the tensor are what you pass and what you check.
@@ -153,7 +153,7 @@ test_add()
 #   program 9, L = 5:  batch = 9 // 5 = 1,  row = 9 % 5 = 4
 #
 #   x (B, L, D)   p_x + batch * x_batch + row * x_row + o_d
-#                               |               |        `- 0 .. D - 1, stride 1
+#                               |               |       `- 0 .. D - 1, stride 1
 #                               |               `- x.stride(1): D if contiguous
 #                               `- x.stride(0): L * D if contiguous
 #   gate (B, D)   p_gate + batch * gate_batch + o_d     row plays no part
@@ -243,27 +243,28 @@ size = residual.numel() * 4
 for name, call, passes in (("eager", eager, 5), ("fused", gated_residual, 3)):
     peak, kernels = peak_bytes(call, residual, branch, gate) / size, launches(call, residual, branch, gate)
     print(
-        f"{name}: at least {roofline(passes * size, 0)['bytes']:.2f} us on an H200, holds {peak:.2f} tensors, {kernels}"
+        f"{name}: {roofline(passes * size, 0)['bytes']:.2f} us on an H200 at least, holds {peak:.2f} tensors, {kernels}"
     )
-    print(f"{name}: {seconds(call, residual, branch, gate)} s")
+    if time := seconds(call, residual, branch, gate):
+        print(f"{name}: {time * 1e6:.1f} us here")
 
 # %% [markdown]
-# Memory is not fetched by the number but by the line of 128 bytes. 32 lanes (a *warp*) that ask for neighbours share a
-# line; lanes that are a row apart need one each, and most of what arrives is thrown away:
+# Memory does not come by the number but by the *sector*, 32 bytes. Lanes that ask for neighbours share sectors; lanes
+# that are a row apart need one each, and throw most of it away:
 #
 # ```text
-#   lanes on columns: p + o_d                 lanes on rows: p + lane * D
+#   lanes on columns: p + o_d                    lanes on rows: p + lane * D
 #
-#   |0 1 2 3 ... 30 31|  one line, all used   |0 . . . .|  a line for one number
-#                                             |1 . . . .|  a line for one number
-#                                             |2 . . . .|  and 29 more
+#   [0 1 2 3 4 5 6 7] [8 9 .. 15] ..             [0 . . . . . . .]
+#      every number of a sector is used          [1 . . . . . . .]
+#                                                [2 . . . . . . .]  one of eight
 # ```
 
 # %%
 lanes = torch.arange(32)
 for name, offsets in (("neighbours", lanes), ("every second", lanes * 2), ("a row of 128 apart", lanes * 128)):
-    lines = len((offsets * 4 // 128).unique())
-    print(f"32 fp32 lanes, {name}: {lines} lines, {100 * 32 * 4 / (lines * 128):.0f}% of the bytes fetched are used")
+    sectors = len((offsets * 4 // 32).unique())
+    print(f"32 fp32 lanes, {name}: {sectors} sectors, of whose bytes {32 * 4 / (sectors * 32):.1%} are used")
 pointers = dict.fromkeys(("p_residual", "p_branch", "p_gate", "p_out"), "*fp32")
 strides = ("residual_batch", "residual_row", "branch_batch", "branch_row", "gate_batch", "L")
 for dim in (128, 1024, 8192):
@@ -271,8 +272,8 @@ for dim in (128, 1024, 8192):
     print(f"D {dim}: {registers(gated_residual_kernel, pointers | dict.fromkeys(strides, 'i32'), constants)}")
 
 # %% [markdown]
-# A program's numbers live in registers, spread over its 128 threads: a block 64 times as wide takes more of them, and
-# a thread has 255. That is the price of a block, and lesson 03 comes back to it.
+# A program's numbers live in registers, spread over its 128 threads, each of which has 255 at most: that is the price
+# of a wide block, and lesson 03 comes back to it.
 #
 # ## Production context
 #
@@ -287,9 +288,8 @@ for dim in (128, 1024, 8192):
 # Change a line, run, explain.
 # 1. Remove the mask from `add_kernel`'s store. Which check fails first, and why does n = 256 not notice?
 # 2. Set BLOCK to 4 and to 2048 in `add`. How many programs run for 720 numbers, and how many lanes idle?
-# 3. In `test_gate` swap the first two strides of the direct launch. Where does the first wrong number lie, and why
-#    there?
-# 4. Launch the grid (B * L + 1,). What does the last program do, and what is there to stop it?
+# 3. In `test_gate`'s direct launch swap 240 and 48. Where does the first wrong number lie, and why there?
+# 4. Launch 16 programs there instead of 15. What does the last one do, and what is there to stop it?
 # 5. Pass `branch.transpose(1, 2).contiguous().transpose(1, 2)`. What is its last stride, and what does the kernel read?
 #
 # ## Summary

@@ -84,9 +84,10 @@ test_oracle()
 # %% [markdown]
 # ### v1: a program takes a row
 #
-# `BLOCK_D` is the least power of two from D on. `tl.sum(b, 0)` adds along axis 0 of the tile, here its only one;
-# `tl.rsqrt` is one over the root. D and eps are `tl.constexpr`: a kernel is compiled per width, and where D = BLOCK_D
-# the compiler sees that the mask is always true.
+# `tl.sum(b, 0)` adds along axis 0 of the tile, here its only one; `tl.rsqrt` is one over the root; `.to(tl.float32)`
+# converts, and `p_out.dtype.element_ty` is the dtype that p_out points to. D and eps are `tl.constexpr`: a kernel is
+# compiled per width, and where D = BLOCK_D the compiler sees that the mask is always true. It sees as well which
+# pointer is None: `if p_weight is not None:` costs nothing when it runs.
 
 
 # %% nbgrader={"grade": false, "grade_id": "03-rmsnorm-row", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -94,7 +95,7 @@ test_oracle()
 def rmsnorm_row_kernel(p_x, p_weight, p_out, x_row, D: tl.constexpr, EPS: tl.constexpr, BLOCK_D: tl.constexpr):
     """Grid: (R,). x (R, D), strides (x_row, 1); weight (D,) or None; out (R, D), contiguous."""
     ### BEGIN SOLUTION
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     b_x = tl.load(p_x + row * x_row + o_d, mask=m_d, other=0.0).to(tl.float32)
@@ -143,7 +144,8 @@ test_row()
 # A row of D = 128 is one number for each of a program's 128 threads (four *warps* of 32): each loads two bytes where
 # it could load sixteen at once, and four warps must meet to add up one row. A tile of `ROWS` rows mends both. Rows
 # stand in a column `[:, None]`, columns in a row `[None, :]`; sums of such offsets and `&` of such masks broadcast to
-# (ROWS, BLOCK_D). `tl.sum(b, 1, keep_dims=True)` adds along the columns; its (ROWS, 1) broadcasts back.
+# (ROWS, BLOCK_D). `tl.sum(b, 1, keep_dims=True)` adds along the columns; its (ROWS, 1) broadcasts back. Row numbers
+# are made 64-bit, `.to(tl.int64)`, as row * stride may pass 2³¹.
 #
 # The wrapper makes rows of any x (..., D): `reshape` is free where one row stride describes them all and copies where
 # none does; a last stride other than 1 is made contiguous.
@@ -247,7 +249,8 @@ print(f"floor: {least:,} bytes, at least {roofline(least, 0)['bytes']:.2f} us on
 for name, call in {"eager": eager, "v2": rmsnorm}.items():
     peak, kernels = peak_bytes(call, x, weight, 1e-6), launches(call, x, weight, 1e-6)
     print(f"{name:5} holds {peak / size:.2f} times x beyond x, Triton kernels {kernels}")
-    print(f"{name:5} takes {seconds(call, x, weight, 1e-6)} s")
+    if time := seconds(call, x, weight, 1e-6):
+        print(f"{name:5} takes {time * 1e6:.1f} us here")
 
 # %% [markdown]
 # Now the kernel itself: `registers` compiles it for an sm_90 GPU, without one. A multiprocessor has 65536 registers:
@@ -273,10 +276,9 @@ for dim, rows in ((128, 1), (128, 16), (128, 128), (2048, 1), (16384, 1)):
 # %% [markdown]
 # ## Production context
 #
-# - `repository_after/mmdit/ops/norm_adaln/kernel.py::_normalize` is this tile, used forward and backward; it has a mean
-#   to subtract as well (lesson 04).
+# - `repository_after/mmdit/ops/norm_adaln/kernel.py::_normalize` is this tile, with a mean to subtract (lesson 04).
 # - `repository_after/mmdit/ops/norm_adaln/tuning.py::forward_tiles` is your `max(1, 2048 // block)`, measured on an
-#   H200: 2048 elements for few bytes, 4096 for many, two rows at least for wide ones, and 4 or 8 warps.
+#   H200: 2048 or 4096 elements by how many bytes there are, two rows at least of wide ones, 4 or 8 warps.
 # - `repository_after/mmdit/norm.py::rms_normalize` is what runs where no kernel can. It divides by the row's largest
 #   magnitude first, since fp32 too overflows: at the square of 1.8e19.
 # - `repository_after/mmdit/ops/pack_heads/kernel.py::pack_heads_kernel` norms queries and keys between their projection
@@ -284,13 +286,11 @@ for dim, rows in ((128, 1), (128, 16), (128, 128), (2048, 1), (16384, 1)):
 #
 # ## Thinking questions
 #
-# Change a line, run, explain.
 # 1. Give the masked lanes `other=1.0` in v1. Which checks fail, and why does "64 wide" pass?
 # 2. Put a row of zeros into x. What is out, and what would it be with eps = 0?
 # 3. Run `rmsnorm(torch.full((1, 48), 1e20), None, 1e-6)`. Mend it as `rms_normalize` does. What does it cost?
 # 4. `x[:, ::2]` of a (2, 26, 48) tensor: does `reshape(-1, 48)` copy? And `x[:, :13]`? Ask `data_ptr()`.
-# 5. D = 16384 takes nearly all 255 registers that a thread can have. Compile with `num_warps=8`, 16: what happens to
-#    registers and shared bytes? And with D = 32768: what are spills?
+# 5. Compile D = 16384 with `num_warps=8`, then D = 32768 with 4. What happens to registers, shared bytes and spills?
 #
 # ## Summary
 #

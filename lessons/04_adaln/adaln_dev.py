@@ -71,8 +71,7 @@ def adaln_oracle(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6, nor
 # %% [markdown]
 # ### v1: a row per program, LayerNorm and its modulation in one kernel
 #
-# Lesson 03's row kernel with a mean before and a modulation after. Row number `row` of all B * L belongs to sample
-# `row // L`.
+# Lesson 03's row kernel, a mean before and a modulation after. Row r of all B * L belongs to sample r // L.
 
 
 # %% nbgrader={"grade": false, "grade_id": "04-adaln-row", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -125,8 +124,8 @@ test_row()
 # v1 asks for scale and shift once per *row*: it loads three rows to norm one. A tile asks once for all of its rows.
 # `CENTER` and `p_weight is None` are known when Triton compiles, so a branch on them costs nothing: four kernels are
 # made from one text. `L` is marked `do_not_specialize`, as Triton would else compile again for an L that 16 divides,
-# and for L = 1. Row offsets are 64-bit, since B * L * D may pass 2³¹. A (B, 1, D) scale is `reshape`d to (B, D) for
-# free; one that is expanded from a single sample has a batch stride of 0, and the kernel takes any stride.
+# and for L = 1. In a kernel cdiv is `tl.cdiv`. A (B, 1, D) scale is `reshape`d to (B, D) for free; one that is expanded
+# from a single sample has a batch stride of 0, and the kernel takes any stride.
 
 
 # %% nbgrader={"grade": false, "grade_id": "04-adaln-tile", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -233,8 +232,7 @@ test_tile()
 # %% [markdown]
 # ## Systems analysis
 #
-# Operators hand tensors on through memory, a fused kernel through registers. Scale and shift are L times smaller than x
-# and stay in the cache.
+# Operators hand tensors on through memory, a fused kernel through registers. (Scale and shift stay in the cache.)
 #
 # ```text
 #                three operators: 6 passes              one kernel: 2 passes
@@ -255,7 +253,9 @@ for B, L, D in ((1, 186, 128), (128, 186, 128), (8, 4096, 3072)):
 x, (scale, shift) = torch.randn(4, 186, 128, device=DEVICE), torch.randn(2, 4, 128, device=DEVICE)
 for name, call in {"eager": eager, "v1": adaln_v1, "fused": layernorm_adaln}.items():
     peak, kernels = peak_bytes(call, x, scale, shift) / (x.numel() * 4), launches(call, x, scale, shift)
-    print(f"{name:5} holds {peak:.2f} times x beyond x, Triton kernels {kernels}, {seconds(call, x, scale, shift)} s")
+    print(f"{name:5} holds {peak:.2f} times x beyond x, Triton kernels {kernels}")
+    if time := seconds(call, x, scale, shift):
+        print(f"{name:5} takes {time * 1e6:.1f} us here")
 
 # %% [markdown]
 # The variance of rows with a mean, by one pass and by two; then what `CENTER` and a tile's height cost in registers.
