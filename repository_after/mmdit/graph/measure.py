@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdit.graph.trace import Arguments
-from mmdit.graph.verify import kept_state
+from mmdit.graph.trace import Arguments, kept_state
 
 WARM_UPS = 2
 

@@ -11,11 +11,11 @@ from torch.fx.passes.infra.pass_manager import PassManager
 from torch.utils._pytree import tree_map
 
 from mmdit.errors import ConfigError
-from mmdit.graph.errors import VerificationError
+from mmdit.graph.errors import TraceError, VerificationError
 from mmdit.graph.measure import Cost, measure
 from mmdit.graph.passes.base import Opportunity, OptimizationPass, copy_graph, make_passes
 from mmdit.graph.report import PassReport, Report, kinds_of
-from mmdit.graph.trace import batch_of, split_inputs, trace
+from mmdit.graph.trace import ANOTHER_WAY, batch_of, split_inputs, trace
 from mmdit.graph.verify import Verdict, Verifier, draw_cases
 
 MODES = {"train": True, "eval": False}
@@ -100,10 +100,11 @@ class GraphOptimizer:
         self._report: Report | None = None
 
     def _check_traced(self, mode: str, method: str) -> None:
-        """Raise VerificationError where the graph itself is not the model."""
+        """Raise TraceError where the graph itself is not the model."""
         verdict = self.verifiers[mode].judge(self.graphs[mode])
         if not verdict.passed:
-            raise VerificationError("model", f"one that {method} traces faithfully", f"{mode} graph: {verdict}")
+            way_out = 'trace with method="export"' if method == "fx" else ANOTHER_WAY
+            raise TraceError(method, f"a {mode} graph that is not the model: {verdict}", "no single line", way_out)
 
     def optimize(self, passes: Sequence[str], *, strict: bool = False, **options: Any) -> OptimizedModel:
         """The model after these passes, in their order; one that fails verification is left out.
@@ -155,18 +156,16 @@ class GraphOptimizer:
         return steps, None
 
     def _try(self, optimization: OptimizationPass, graph_module: fx.GraphModule, verifier: Verifier) -> _Step:
-        before = graph_module.code
-        seen = copy_graph(graph_module)
+        seen, before = copy_graph(graph_module), str(graph_module.graph)
+        shown = str(seen.graph)
         found = optimization.analyze(seen)
-        seen.recompile()
-        if seen.code != before:
+        if str(seen.graph) != shown:
             raise RuntimeError("analyze changed the graph")
         taken = [opportunity for opportunity in found if opportunity.refused is None]
         manager = PassManager([_Transform(optimization, taken)], run_checks_after_each_pass=True)
         manager.add_checks(_lint)
         candidate = manager(copy_graph(graph_module)).graph_module
-        graph_module.recompile()
-        if graph_module.code != before:
+        if str(graph_module.graph) != before:
             raise RuntimeError("transform changed the graph that it was to leave as it was")
         candidate.training = verifier.training
         return _Step(candidate, found, optimization.verify(candidate, verifier))

@@ -74,7 +74,7 @@ def trace(model: nn.Module, arguments: Arguments, method: str = "export") -> Tra
     writes to, and for calls that cannot be traced; ConfigError for another method.
     """
     check_choice("method", method, METHODS)
-    with _told(method):
+    with _told(method), kept_state(model):  # fx runs what hangs on no input
         traced = _export(model, arguments) if method == "export" else _symbolic(model, arguments)
     _refuse_written_inputs(traced.graph_module, method)
     traced.graph_module.train(model.training)
@@ -155,6 +155,18 @@ def _refuse_written_inputs(graph_module: fx.GraphModule, method: str) -> None:
         if effect.writes_input:
             where = _last_frame(node.meta.get("stack_trace") or "")
             raise TraceError(method, f"a write to an input, by {node.target}", where, "write to a clone of the input")
+
+
+@contextmanager
+def kept_state(model: nn.Module) -> Iterator[None]:
+    """Buffers as they were, afterwards."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A candidate beside the original model: outputs, gradients, and what it leaves in buffers and inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from mmdit.graph.trace import Arguments, batch_of
+from mmdit.graph.trace import Arguments, batch_of, kept_state
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 NEGLIGIBLE = 1e-3  # a gradient below this share of all gradients' size is held to that share
@@ -155,18 +154,6 @@ class Verifier:
         cotangents = [torch.randn(t.shape, generator=rng).to(t.device, t.dtype) for t in outputs]
         found = torch.autograd.grad(outputs, list(wanted.values()), cotangents, allow_unused=True)
         return {f"d {name}": g for name, g in zip(wanted, found, strict=True)}
-
-
-@contextmanager
-def kept_state(model: nn.Module) -> Iterator[None]:
-    """Buffers as they were, afterwards."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
 
 
 def _cuda_devices(leaves: list[Tensor]) -> list[int]:
