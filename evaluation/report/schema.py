@@ -17,11 +17,15 @@ from evaluation.bench.stack_record import StackRecord
 from evaluation.bench.tune_record import TuneRecord
 from evaluation.report.bundle_record import Bundle
 from evaluation.report.models import Report
+from evaluation.store.models import Artifact, MetricsLine, RunFile, RunSummary
 from evaluation.suite.result import Record
 from evaluation.training.parity import ParityRecord
 
 FOLDER = Path(__file__).resolve().parents[1] / "schema"
-MODELS: tuple[type[Record], ...] = (Report, Bundle, BenchRecord, StackRecord, TuneRecord, ParityRecord)
+MODELS: tuple[type[Record], ...] = (
+    *(Report, Bundle, BenchRecord, StackRecord, TuneRecord, ParityRecord),
+    *(RunFile, RunSummary, MetricsLine, Artifact),
+)
 
 
 def schema_file(model: type[Record]) -> Path:

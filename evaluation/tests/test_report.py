@@ -39,7 +39,7 @@ def test_an_outdated_schema_is_noticed_and_made_anew(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_no_object_in_a_schema_takes_other_keys(model: type[Record]):
+def test_no_object_in_a_schema_takes_other_keys_or_values_of_any_type(model: type[Record]):
     def objects(node: object):
         if isinstance(node, dict):
             if node.get("type") == "object":
@@ -51,8 +51,9 @@ def test_no_object_in_a_schema_takes_other_keys(model: type[Record]):
                 yield from objects(value)
 
     found = list(objects(json.loads(schema_file(model).read_text(encoding="utf-8"))))
-    assert len(found) >= 3
-    assert all(each["additionalProperties"] is False for each in found)
+    assert found
+    others = [each["additionalProperties"] for each in found]
+    assert all(other is False or other.keys() & {"type", "anyOf"} for other in others)
 
 
 def test_a_success_says_so_everywhere(kata: Kata):
