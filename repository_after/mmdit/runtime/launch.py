@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdit.runtime.architecture import Architecture, capability, meta_stands_for
 from mmdit.runtime.dispatch import INTERPRET, launched
+from mmdit.runtime.layout import note_layout
 from mmdit.runtime.prebuilt import Prebuilt, Specialisation, prebuilt_kernel
 
 _compiled: Dict[Tuple[Any, ...], Any] = {}
@@ -42,8 +43,11 @@ class Planned(NamedTuple):
 
 
 def unit_stride(t: Optional[Tensor]) -> Optional[Tensor]:
-    """t with a last stride of 1, which the kernels rely on."""
-    return t if t is None or t.stride(-1) == 1 else t.contiguous()
+    """t, an input of the caller's op, with a last stride of 1, which the kernels rely on."""
+    if t is None:
+        return None
+    note_layout(t)
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def product_precision() -> str:
