@@ -13,11 +13,12 @@ from rich.console import Console
 from evaluation.evaluate import main as evaluate
 from evaluation.judge.case import Case, Sizes
 from evaluation.judge.numerics import judge_again, judge_numerics
-from evaluation.judge.record import Numerics
+from evaluation.judge.speed_record import not_timed
 from evaluation.report.explain import MEANINGS, explain, read_report
 from evaluation.suite import pair
+from evaluation.suite.pair import WRONG_FIRST, Judged
 from evaluation.suite.probe import Machine
-from evaluation.suite.result import Failure, FailureKind, GraderError
+from evaluation.suite.result import FailureKind, GraderError
 from evaluation.suite.run import Settings
 from evaluation.suite.stage import Staged, staged
 from evaluation.tests.conftest import FAKE, Kata
@@ -28,12 +29,12 @@ __all__ = ["fake"]  # the fixture
 KNOWN = {case.name: case for case in CASES}
 
 
-def norm_numbers(
-    before: Staged, after: Staged, settings: Settings, console: Console, _machine: Machine
-) -> tuple[Numerics, tuple[Failure, ...]]:
+def norm_numbers(before: Staged, after: Staged, settings: Settings, console: Console, _machine: Machine) -> Judged:
     """The real judge, on cases that the fake kata has the function for."""
     keep = settings.keep and settings.keep / "numerics"
-    return judge_numerics(before, after, CASES, 60, "cpu", console, keep)
+    numerics, wrong = judge_numerics(before, after, CASES, 60, "cpu", console, keep)
+    assert wrong
+    return Judged(numerics, wrong, not_timed(WRONG_FIRST))
 
 
 class Graded(NamedTuple):
