@@ -21,7 +21,8 @@ from evaluation.suite.result import Failure, FailureKind, Role, short_line
 _POLL_SECONDS = 0.1
 _LINE_BYTES = 1 << 20
 _TAIL_BYTES = 4096
-_FREEZES = 20
+_FREEZE_SECONDS = 10.0
+_FREEZE_POLL_SECONDS = 1e-3
 
 
 class Answer(NamedTuple):
@@ -90,17 +91,19 @@ class Companion:
 
     def freeze(self) -> None:
         """Stop every process of it, so that it takes nothing from whoever is timed meanwhile."""
-        stopped: set[int] = set()
-        for _ in range(_FREEZES):
-            found = set(descendants(self.process.pid))
-            if found <= stopped:
-                return
-            self._signal(found - stopped, signal.SIGSTOP)
-            stopped |= found
-        raise self.stopped(FailureKind.WORKER_LIMIT_BROKEN, "the timed worker starts processes faster than they stop")
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        while running := {pid for pid in self.processes() if not _stands_still(pid)}:
+            if time.monotonic() > deadline:
+                raise self.stopped(FailureKind.WORKER_LIMIT_BROKEN, "the timed worker's processes do not stop")
+            self._signal(running, signal.SIGSTOP)
+            time.sleep(_FREEZE_POLL_SECONDS)
 
     def thaw(self) -> None:
-        self._signal(set(descendants(self.process.pid)), signal.SIGCONT)
+        self._signal(self.processes(), signal.SIGCONT)
+
+    def processes(self) -> set[int]:
+        """The worker, and all that it started and that is left."""
+        return set(descendants(self.process.pid))
 
     def stopped(self, kind: FailureKind, message: str) -> Stopped:
         return Stopped(Failure(kind=kind, tree=self.role, message=message))
@@ -150,6 +153,14 @@ class Companion:
         said = (self.tail.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
         why = f"the timed worker ended with exit code {code} at {do}; it said last: {said}"
         raise self.stopped(FailureKind.WORKER_NO_RESULT, why)
+
+
+def _stands_still(pid: int) -> bool:
+    """Stopped, or gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"Z", b"X")
+    except OSError:
+        return True
 
 
 @contextmanager
