@@ -35,14 +35,14 @@ def regrade(folder: Path, console: Console) -> Report:
     """The report of the run that left `folder`. Raises GraderError where it is not whole."""
     try:
         bundle = Bundle.model_validate_json((folder / BUNDLE_FILE).read_bytes())
-        judged = _judge(folder, console)
+        judged = judge_kept(folder, console)
     except (OSError, ValidationError) as error:
         raise GraderError(f"{folder} is not a whole bundle: {error}") from error
     return report_of(bundle, judged, gather(bundle.grader_failures, judged.failures, bundle.before, bundle.after))
 
 
-def _judge(folder: Path, console: Console) -> Judged:
-    """Nothing where the run broke before it came to the numeric cases. Imports torch, hence only here."""
+def judge_kept(folder: Path, console: Console) -> Judged:
+    """What a bundle's raw numbers and times say; nothing where the run broke first. Imports torch, so only here."""
     if not (folder / NUMERICS).exists():
         return Judged(Numerics(), (), not_timed(BROKEN_FIRST))
     from evaluation.judge.cases import cases

@@ -9,7 +9,7 @@ HONEST = """
 from torch.nn.functional import layer_norm
 
 def _honest(x, scale, shift, eps=1e-6):
-    for _ in range(300):
+    for _ in range(600):
         out = layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
     return out
 
