@@ -105,6 +105,17 @@ class TestEvaluate:
         kata.suite.rename(kata.folder / "elsewhere")
         assert grade(kata) == 3
 
+    def test_speed_that_is_required_and_was_not_measured_is_1(self, kata: Kata, capsys: pytest.CaptureFixture[str]):
+        assert grade(kata, "--require", "speed") == 1
+        assert "FAILED speed_not_measured: --require speed: the judge was not asked" in capsys.readouterr().out
+        report = json.loads(reports_of(kata)[0].read_text())
+        assert {name: axis["status"] for name, axis in report["verdict"].items()} == {
+            "correctness": "pass",
+            "deployability": "pass",
+            "speed": "not_measured",
+            "integrity": "pass",
+        }
+
     def test_junit_is_written_on_demand(self, kata: Kata, tmp_path: Path):
         assert grade(kata, "--junit", str(tmp_path / "junit.xml")) == 0
         assert '<testsuite name="after" tests="5" failures="0"' in (tmp_path / "junit.xml").read_text()
