@@ -51,7 +51,8 @@ torch.manual_seed(1)
 #
 # Operations per byte are the *arithmetic intensity*. Where it is below 750e12 / 4.15e12, the ridge, bytes decide, and
 # no cleverness in the arithmetic makes the kernel faster; only moving less does. The kit's `roofline` holds these
-# numbers for all lessons.
+# numbers for all lessons. Of the rest of the kit, `check` compares a tensor with the truth and `expect` states a fact;
+# both say what was expected and got. `peak_bytes` and `seconds` measure a call.
 
 # %%
 ridge = roofline(1, 0)["bytes"] / roofline(0, 1)["operations"]

@@ -159,7 +159,8 @@ test_add()
 #   gate (B, D)   p_gate + batch * gate_batch + o_d     row plays no part
 # ```
 #
-# So a slice of a bigger tensor needs no copy, and the gate is never repeated L times.
+# So a slice of a bigger tensor needs no copy, and the gate is never repeated L times. The kit's `poisoned(t, pad)` puts
+# t's values into a buffer that is NaN elsewhere: who takes the wrong stride will see it.
 
 
 # %% nbgrader={"grade": false, "grade_id": "02-first-gate", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -229,8 +230,8 @@ test_gate()
 # %% [markdown]
 # ## Systems analysis
 #
-# The product and the sum of eager PyTorch pass over memory five times (read branch, write the product; read both, write
-# out), the kernel three times. What eager keeps in between is seen by the profiler.
+# The product and the sum of eager PyTorch pass over memory five times, the kernel three times. `peak_bytes` sees what
+# eager keeps in between, `launches` names the Triton kernels, `registers` compiles one for an sm_90 GPU without a GPU.
 
 
 # %%
@@ -249,8 +250,7 @@ for name, call, passes in (("eager", eager, 5), ("fused", gated_residual, 3)):
         print(f"{name}: {time * 1e6:.1f} us here")
 
 # %% [markdown]
-# Memory does not come by the number but by the *sector*, 32 bytes. Lanes that ask for neighbours share sectors; lanes
-# that are a row apart need one each, and throw most of it away:
+# Memory comes by the *sector* of 32 bytes. Lanes that ask for neighbours share them; lanes a row apart waste most:
 #
 # ```text
 #   lanes on columns: p + o_d                    lanes on rows: p + lane * D
