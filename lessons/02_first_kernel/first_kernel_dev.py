@@ -127,9 +127,7 @@ def test_add() -> None:
     add_kernel[(3,)](x, y, guarded, 10, 4)
     changed = int((guarded[10:] != 7.0).sum())
     expect(changed == 0, f"add writes past n: expected 0 values, got {changed} (mask= of the store)")
-    check(
-        "add, 3 programs", guarded[:10], x + y, hint="program_id * BLOCK + arange: each program has a block of its own"
-    )
+    check("add, 3 programs", guarded[:10], x + y, hint="pid * BLOCK + arange: each program has a block of its own")
     for shape in ((1,), (256,), (1000,), (3, 5, 48)):
         x, y = torch.randn(2, *shape, device=DEVICE)
         check(f"add, {shape}", add(x, y), x + y, hint="the grid needs cdiv(n, BLOCK) programs: round up, not down")
@@ -230,8 +228,9 @@ test_gate()
 # %% [markdown]
 # ## Systems analysis
 #
-# The product and the sum of eager PyTorch pass over memory five times, the kernel three times. `peak_bytes` sees what
-# eager keeps in between, `launches` names the Triton kernels, `registers` compiles one for an sm_90 GPU without a GPU.
+# The product and the sum of eager PyTorch pass over memory five times (read branch, write the product; read it and the
+# residual, write out), the kernel three times. `peak_bytes` sees what eager keeps in between, `launches` names the
+# Triton kernels that ran, `registers` compiles a kernel for an sm_90 GPU without a GPU.
 
 
 # %%
