@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -117,7 +118,7 @@ def terms() -> dict[str, str]:
 
 
 def imports(lesson: Lesson, _: Sequence[Lesson]) -> Iterator[Finding]:
-    """lessons.kit is imported first; no other lesson is, and nothing that goes to the network"""
+    """lessons.kit is imported before torch and triton; no other lesson is, and nothing that goes to the network"""
     found = [
         (cell.line, name)
         for cell in code_cells(lesson)
@@ -125,8 +126,9 @@ def imports(lesson: Lesson, _: Sequence[Lesson]) -> Iterator[Finding]:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     ]
-    if not found or found[0][1] != "lessons.kit":
-        yield found[0][0] if found else 1, "expected `from lessons.kit import ...` before any other import"
+    installed = [(line, name) for line, name in found if name.split(".")[0] not in sys.stdlib_module_names]
+    if not installed or installed[0][1] != "lessons.kit":
+        yield installed[0][0] if installed else 1, "expected `from lessons.kit import ...` before torch and triton"
     for line, name in found:
         if name.startswith("lessons") and name != "lessons.kit":
             yield line, f"expected no import of the course beside lessons.kit, got {name}"
