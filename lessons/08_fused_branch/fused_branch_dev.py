@@ -261,6 +261,10 @@ kinds = dict.fromkeys(("p_o", "p_weight", "p_bias", "p_norm", "p_gate", "p_resid
 for D, rows in ((128, 64), (256, 64), (512, 16)):
     sizes = {"D": D, "EPS": 1e-6, "ROWS": rows, "BLOCK_K": 32, "BLOCK_D": D}
     print(f"D {D}, {rows} rows, {rows * D // 128} sums a thread:", registers(finish_branch_kernel, kinds, sizes))
+kinds = {f"p_{name}": "*bf16" for name in ("x", "scale", "shift", "gate", "w1", "b1", "w2", "b2", "out")} | {"L": "i32"}
+for rows, features in ((16, 32), (64, 32), (64, 64)):
+    sizes = {"D": 128, "FORWARD": 512, "EPS": 1e-6, "ROWS": rows, "BLOCK_F": features, "BLOCK_D": 128}
+    print(f"MLP, {rows} rows, {features} features a step:", registers(modulated_mlp_kernel, kinds, sizes))
 
 # %% [markdown]
 # ## Production context
