@@ -155,8 +155,9 @@ compare(finish_branch, operators, "fp16", [t.half() for t in branch_inputs(1, 33
 # %% [markdown]
 # ### v2, production: two products in a row, and the norm before them
 # The MLP's hidden layer is F = 4 D wide, the largest tensor of the block. But a block of its features is made from `h`
-# by BLOCK_F columns of the first product, and used up at once as BLOCK_F rows of the second. SiLU(u) is u *
-# `tl.sigmoid`(u).
+# by BLOCK_F columns of the first product, and used up at once as BLOCK_F rows of the second; the next block's share is
+# simply added. `tl.sigmoid` makes a SiLU: `u * tl.sigmoid(u)`. Now `h` is an operand, of K = D in one piece, and so
+# lies in registers beside x and the sums; only features go in blocks.
 
 
 # %% nbgrader={"grade": false, "grade_id": "08-fused-branch-mlp", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -196,16 +197,9 @@ def modulated_mlp_kernel(
 
 
 def modulated_mlp(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    gate: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
+    x: Tensor, scale: Tensor, shift: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     eps: float = 1e-6,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """x + gate * MLP(LayerNorm(x) * (1 + scale) + shift), SiLU between; x (B, L, D), the rest as in the kernel."""
     (B, L, D), out = x.shape, torch.empty_like(x, memory_format=torch.contiguous_format)
     tensors = [t.contiguous() for t in (x, scale, shift, gate, w1, b1, w2, b2)]
@@ -228,12 +222,7 @@ def mlp_inputs(B: int, L: int, D: int, features: int, zero: tuple[int, ...] = ()
 
 
 for label, features, zero, hint in (
-    (
-        "only b2",
-        80,
-        (6,),
-        "x + gate * b2: x as it came, not the normed one, and b2 once, not in each block of features",
-    ),
+    ("only b2", 80, (6,), "x + gate * b2: x as it came, not normed; b2 once, not in each block of features"),
     ("no scale and shift", 32, (1, 2, 7), "u * sigmoid(u), of u with b1 in it; W1 (F, D) and W2 (D, F) are (out, in)"),
     ("80 features", 80, (1, 2, 7), "80 features in blocks of 32: both weights masked by F, the blocks added up"),
     ("all", 80, (), "h is LayerNorm(x) * (1 + scale) + shift, by the scale and shift of the rows' own sample"),
@@ -272,6 +261,10 @@ kinds = dict.fromkeys(("p_o", "p_weight", "p_bias", "p_norm", "p_gate", "p_resid
 for D, rows in ((128, 64), (256, 64), (512, 16)):
     sizes = {"D": D, "EPS": 1e-6, "ROWS": rows, "BLOCK_K": 32, "BLOCK_D": D}
     print(f"D {D}, {rows} rows, {rows * D // 128} sums a thread:", registers(finish_branch_kernel, kinds, sizes))
+kinds = {f"p_{name}": "*bf16" for name in ("x", "scale", "shift", "gate", "w1", "b1", "w2", "b2", "out")} | {"L": "i32"}
+for rows, features in ((16, 32), (64, 32), (64, 64)):
+    sizes = {"D": 128, "FORWARD": 512, "EPS": 1e-6, "ROWS": rows, "BLOCK_F": features, "BLOCK_D": 128}
+    print(f"MLP, {rows} rows, {features} features a step:", registers(modulated_mlp_kernel, kinds, sizes))
 
 # %% [markdown]
 # ## Production context

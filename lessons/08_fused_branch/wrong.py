@@ -84,6 +84,6 @@ WRONG = (
         old="b_x += b_sum * tl.load(p_gate",
         new="b_x = b_h + b_sum * tl.load(p_gate",
         fails="08-fused-branch-mlp-test",
-        says="x as it came, not the normed one",
+        says="x as it came, not normed",
     ),
 )
