@@ -1,4 +1,4 @@
-"""Run the suite and the numeric cases on two trees, judge what each did, and write the verdict as JSON.
+"""Run the suite and the numeric cases on two trees, time them, judge what each did, and write the verdict as JSON.
 
 The tree BEFORE must pass every contract test and fail every upgrade test; the tree AFTER must pass both.
 """
@@ -32,7 +32,7 @@ from evaluation.store.store import Store
 from evaluation.store.verdict_run import keep_verdict, resolved
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
 from evaluation.suite.integrity import digest_of
-from evaluation.suite.pair import GRADER, Judge, judge_numbers, run_pair
+from evaluation.suite.pair import GRADER, Judge, Judged, judge_both, run_pair
 from evaluation.suite.result import FailureKind, exit_code
 from evaluation.suite.run import Settings
 
@@ -40,7 +40,7 @@ REPORTS = ROOT / "evaluation" / "reports"
 
 
 def main(
-    argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS, judge: Judge = judge_numbers
+    argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS, judge: Judge = judge_both
 ) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["explain"]:
@@ -96,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         type=tree_folder,
         metavar="BUNDLE",
         help="run no candidate: compute the verdict again from what --bundle left",
+    )
+    parser.add_argument(
+        "--require",
+        action="append",
+        choices=("speed",),
+        default=[],
+        help="fail unless this axis passes as well: speed needs a GPU, and a fused path that is faster there",
     )
     _add_store_options(parser)
     add_run_options(parser)
@@ -170,6 +177,7 @@ def _grade(
             timeout_seconds=settings.timeout,
             seed=settings.seed,
             device=settings.device,
+            require=tuple(dict.fromkeys(options.require)),
         ),
         environment=describe_environment(ROOT, pair.machine),
         findings=findings,
@@ -180,7 +188,7 @@ def _grade(
     )
     if settings.keep:
         write_record(bundle, settings.keep / BUNDLE_FILE)
-    return report_of(bundle, pair.numerics, pair.failures)
+    return report_of(bundle, Judged(pair.numerics, pair.failures, pair.speed), pair.failures)
 
 
 def _report_file(output: Path) -> Path:

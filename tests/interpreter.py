@@ -20,6 +20,9 @@ def prepare(tree: Path) -> None:
     sys.path.insert(0, str(tree))
     poison_memory()
     torch.set_num_threads(1)
+    from tests.fast_interpreter import hurry  # imports triton, which only this process may do under TRITON_INTERPRET
+
+    hurry()
 
 
 class Interpreter:

@@ -83,30 +83,13 @@ def run_bounded(
     stdin holds at most a pipe's worth of bytes and then ends. Of stdout and stderr together the last
     TAIL_BYTES are kept; `on_output` sees every chunk, and an empty one now and then while there is none.
     """
-    _adopt_orphans()
-    bystanders = _children()
-    started = time.monotonic()
-    process, limits = None, limits or Limits()
-    supervisor = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(os.getpid())]
-    try:
-        with _urgent(), _pipe_holding(stdin) as source:
-            process = subprocess.Popen(
-                [*supervisor, json.dumps(limits.resource_limits()), "--", *command],
-                cwd=cwd,
-                env=dict(env),
-                stdin=source,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            watch = Watch(process.pid, Path(env.get("TMPDIR", cwd)), limits)
-            tail = _follow(process, started + timeout, on_output or _ignore, watch)
+    started, limits = time.monotonic(), limits or Limits()
+    with (
+        _pipe_holding(stdin) as source,
+        supervised(command, cwd=cwd, env=env, stdin=source, limits=limits) as (process, watch),
+    ):
+        tail = _follow(process, started + timeout, on_output or _ignore, watch)
         return_code = process.poll()
-    finally:
-        with _stop_signals_deferred():
-            if process is not None and process.poll() is None:
-                _end(process)
-            _kill_children_except(bystanders)
     assert process.stdout is not None
     with process.stdout as pipe:
         tail = (tail + _drain(pipe.fileno()))[-TAIL_BYTES:]
@@ -114,11 +97,48 @@ def run_bounded(
 
 
 @contextmanager
+def supervised(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: BinaryIO | int,
+    limits: Limits,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[tuple[subprocess.Popen[bytes], Watch]]:
+    """The supervisor of a running command, whose output it pipes, and the watch over its limits; nothing of the command
+    is alive afterwards. One may be started within another.
+    """
+    _adopt_orphans()
+    bystanders = _children()
+    process = None
+    supervisor = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(os.getpid())]
+    try:
+        with _urgent():
+            process = subprocess.Popen(
+                [*supervisor, json.dumps(limits.resource_limits()), "--", *command],
+                cwd=cwd,
+                env=dict(env),
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
+            yield process, Watch(process.pid, Path(env.get("TMPDIR", cwd)), limits)
+    finally:
+        with _stop_signals_deferred():
+            if process is not None and process.poll() is None:
+                _end(process)
+            _kill_children_except(bystanders)
+
+
+@contextmanager
 def _urgent() -> Iterator[None]:
     """Come before a candidate's thousands of processes, where the machine lets us."""
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except PermissionError:
+    except OSError:
         yield
         return
     try:

@@ -105,6 +105,17 @@ class TestEvaluate:
         kata.suite.rename(kata.folder / "elsewhere")
         assert grade(kata) == 3
 
+    def test_speed_that_is_required_and_was_not_measured_is_1(self, kata: Kata, capsys: pytest.CaptureFixture[str]):
+        assert grade(kata, "--require", "speed") == 1
+        assert "FAILED speed_not_measured: --require speed: the judge was not asked" in capsys.readouterr().out
+        report = json.loads(reports_of(kata)[0].read_text())
+        assert {name: axis["status"] for name, axis in report["verdict"].items()} == {
+            "correctness": "pass",
+            "deployability": "pass",
+            "speed": "not_measured",
+            "integrity": "pass",
+        }
+
     def test_junit_is_written_on_demand(self, kata: Kata, tmp_path: Path):
         assert grade(kata, "--junit", str(tmp_path / "junit.xml")) == 0
         assert '<testsuite name="after" tests="5" failures="0"' in (tmp_path / "junit.xml").read_text()
@@ -168,7 +179,7 @@ def test_a_stop_signal_leaves_no_process_and_no_report(kata: Kata, signum: int, 
     )
     wait_for(lambda: pid_file.exists() and len(pid_file.read_text().split()) == 2)
     process.send_signal(signum)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=45)
     assert process.returncode == code
     assert "stopped by" in error
     assert not any(Path(f"/proc/{pid}").exists() for pid in pid_file.read_text().split())

@@ -1,33 +1,37 @@
 """Whether two trees learn the same: the bound on loss curves, and small runs of the real thing."""
 
 import json
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
-from torch import nn
 
 from evaluation.report.schema import validate
-from evaluation.training import trainer
+from evaluation.store.metrics import read_metrics
+from evaluation.store.run import read_run
 from evaluation.training.__main__ import main
 from evaluation.training.config import TrainingConfig
-from evaluation.training.digits import TOKENS, VALUES, Digits
+from evaluation.training.network import FlowNetwork
 from evaluation.training.parity import ParityRecord, ParityRun, compare, in_windows
+from evaluation.training.trainer import How, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"batch": 16, "dim": 16, "heads": 2, "feed_forward": 32, "layers": 1}
 CONFIG = TrainingConfig(**SIZES, steps=30, dropout=0.0, learning_rate=3e-3, dtype="float32", seed=0)
-TINY = "--steps 12 --batch 8 --dim 16 --heads 2 --feed-forward 16 --layers 1 --seeds 2"
+TINY = "--steps 12 --batch 8 --dim 16 --heads 2 --feed-forward 16 --layers 1 --threads 1"
 
 
 def run(role: str, seed: int, windows: list[float], sha256: str = "w") -> ParityRun:
     config = CONFIG.model_copy(update={"seed": seed})
-    return ParityRun(
-        role=role, config=config, first_weights_sha256=f"{sha256}{seed}", windows=windows, seconds=1.0, path=None
-    )
+    known = {
+        "last_weights_sha256": "l",
+        "measures": {},
+        "layouts": {},
+        "seconds": 1.0,
+        "peak_bytes": None,
+        "path": None,
+    }
+    return ParityRun(role=role, config=config, first_weights_sha256=f"{sha256}{seed}", windows=windows, **known)
 
 
 def runs(after: float, **changes: str) -> list[ParityRun]:
@@ -58,89 +62,58 @@ def test_a_curve_is_cut_into_windows_that_hold_every_step_once() -> None:
     assert in_windows([3.0, 5.0]) == [3.0, 5.0]
 
 
-def test_digits_come_in_the_same_order_and_lie_on_the_lines_to_them() -> None:
-    first, again, other = (Digits(8, seed).draw(torch.device("cpu")) for seed in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first.points, other.points)
-    assert first.points.shape == (8, TOKENS, VALUES)
-    images = first.points + (1 - first.times)[:, None, None] * first.directions
-    assert images.min() >= -1 - 1e-5
-    assert images.max() <= 1 + 1e-5
-
-
-@pytest.fixture
-def tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The vanilla tree, to be imported; one thread, as more only wait for each other on so small a model."""
-    monkeypatch.syspath_prepend(str(ROOT / "repository_before"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("tree")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_learns_and_leaves_its_losses(tmp_path: Path, dtype: str) -> None:
-    config = CONFIG.model_copy(update={"dtype": dtype, "steps": 80})
-    file = tmp_path / "metrics.jsonl"
-    found = trainer.train(trainer.FlowNetwork, config, "cpu", file)
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["loss"] for line in lines] == found.losses
-    assert [line["step"] for line in lines] == list(range(80))
-    assert sum(found.losses[-20:]) < 0.9 * sum(found.losses[:20])
-    again = trainer.train(trainer.FlowNetwork, config, "cpu", file)
-    assert (again.losses, again.first_weights_sha256) == (found.losses, found.first_weights_sha256)
-
-
-def broken(mmdit: ModuleType, config: TrainingConfig, factor: float) -> nn.Module:
-    network = trainer.FlowNetwork(mmdit, config)
-    network.tokens_out.register_forward_hook(lambda *a: a[-1] * factor)
+def cut(network: FlowNetwork) -> FlowNetwork:
+    """Its stack passes no gradient on, its outputs being right."""
+    network.stack.register_forward_hook(lambda *a: type(a[-1])(*(t.detach() for t in a[-1])))
     return network
 
 
-@pytest.mark.usefixtures("tree")
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(tmp_path: Path) -> None:
-    with pytest.raises(trainer.Diverged, match="the loss of step 0 is nan"):
-        trainer.train(partial(broken, factor=float("nan")), CONFIG, "cpu", tmp_path / "metrics.jsonl")
+def test_a_tree_whose_gradients_are_wrong_does_not_learn_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "repository_before"))
 
-
-@pytest.mark.usefixtures("tree")
-def test_a_tree_whose_gradients_are_wrong_does_not_learn_the_same(tmp_path: Path) -> None:
-    """Its stack passes no gradient on, its outputs being right."""
-
-    def cut(mmdit: ModuleType, config: TrainingConfig) -> nn.Module:
-        network = trainer.FlowNetwork(mmdit, config)
-        network.stack.register_forward_hook(lambda *a: type(a[-1])(*(t.detach() for t in a[-1])))
-        for weight in network.stack.parameters():
-            weight.grad = torch.zeros_like(weight)
-        for part in (network.tokens_in, network.time, network.label, network.context):
-            for weight in part.parameters():
-                weight.requires_grad_(False)
-        return network
-
-    def curves(make: object, role: str) -> list[ParityRun]:
+    def curves(role: str, spoil: Callable[[FlowNetwork], FlowNetwork]) -> list[ParityRun]:
         found = []
         for seed in range(3):
             config = CONFIG.model_copy(update={"seed": seed, "steps": 100})
-            one = trainer.train(make, config, "cpu", tmp_path / "metrics.jsonl")
-            found.append(run(role, seed, in_windows(one.losses), sha256=one.first_weights_sha256))
+            how = How(tmp_path / f"{role}{seed}", samples=0)
+            trainer = Trainer(config, how, lambda *a: spoil(FlowNetwork(*a)))
+            trainer.run()
+            found.append(run(role, seed, in_windows(trainer.losses)))
         return found
 
-    right = curves(trainer.FlowNetwork, "before")
+    right = curves("before", lambda network: network)
     copies = [r.model_copy(update={"role": "after"}) for r in right]
     assert compare(right + copies)[0].same
-    assert not compare(right + curves(cut, "after"))[0].same
+    assert not compare(right + curves("after", cut))[0].same
 
 
-def test_both_trees_learn_the_same_and_the_record_is_whole(tmp_path: Path) -> None:
-    file = tmp_path / "parity.json"
-    assert main([*TINY.split(), "--dropout", "0.1", "--output", str(file)]) == 0
-    record = ParityRecord.model_validate_json(file.read_text())
-    validate(ParityRecord, json.loads(file.read_text()))
+def test_both_trees_learn_the_same_and_leave_their_record_and_runs(tmp_path: Path) -> None:
+    output, root = tmp_path / "output", tmp_path / "store"
+    command = f"{TINY} --seeds 2 --dropout 0.1 --samples 0 --trace --output {output}"
+    assert main([*command.split(), "--store", str(root)]) == 0
+    record = ParityRecord.model_validate_json((output / "record.json").read_text())
+    validate(ParityRecord, json.loads((output / "record.json").read_text()))
     runs = [(role, seed, 0.1) for seed in (0, 1) for role in ("before", "after")]
     assert [(r.role, r.config.seed, r.config.dropout) for r in record.runs] == runs
     assert all(result.same for result in record.results)
-    assert file.with_suffix(".png").stat().st_size > 10_000
+    assert (output / "curves.png").stat().st_size > 10_000
+
+    stored = [read_run(file.parent) for file in sorted(root.glob("*/run.json"))]
+    assert {r.status for r in stored} == {"success"}
+    artifacts = {"profile.trace.json", "backward.trace.json", "checkpoint.safetensors"}
+    assert [{a.name for a in r.seal.artifacts} for r in stored] == [artifacts] * 4
+    metrics = list(read_metrics(root / stored[0].id / "metrics.jsonl"))
+    assert [m.step for m in metrics] == list(range(13))
+    assert {"loss", "gradient_norm", "learning_rate"} < metrics[0].values.keys()
+    assert metrics[-1].values.keys() == {"total_seconds"}
+
+    (output / "before-dropout0.1-seed0" / "result.json").unlink()  # as if it had been stopped at its last checkpoint
+    assert main([*command.split(), "--resume"]) == 0
+    again = ParityRecord.model_validate_json((output / "record.json").read_text())
+    assert (again.results, again.runs[1:]) == (record.results, record.runs[1:])
+    assert again.runs[0].last_weights_sha256 == record.runs[0].last_weights_sha256
 
 
 def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
@@ -153,7 +126,17 @@ def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [("--seeds 1", "at least 2"), ("--dropout 1", "numbers from 0 to 0.99, got '1'"), ("--after nowhere", "not there")],
+    [
+        ("--seeds 1", "at least 2"),
+        ("--dropout 1", "numbers from 0 to 0.99, got '1'"),
+        ("--after nowhere", "not there"),
+        ("--heads 3", "heads that divide dim = 64 in even parts, got 3"),
+        ("--batch 2 --accumulate 3", "accumulate: expected at most batch = 2, got 3"),
+        ("--ema 1", "--ema: Input should be less than 1"),
+        ("--resume", "--resume: expected --output"),
+        ("--trace", "--trace: expected --output or --store"),
+        (f"--output {ROOT}", "is not empty; --resume goes on"),
+    ],
 )
 def test_a_wrong_option_is_a_usage_error(arguments: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -1,39 +1,57 @@
-"""Train before and after on the same data from the same weights, at several seeds, and say whether they learn the same.
+"""Train before, after or both on the same data from the same weights, and say what they learn, and whether the same.
 
-The task is flow matching on scikit-learn's digits, conditioned on time and class. Each run has a process of its own.
-A curve is a run's loss, averaged in 20 windows of steps; after's mean over the seeds has to stay as near to before's as
-the spread over before's seeds allows (evaluation/training/parity.py has the bound).
+Tasks:
+  flow            digits of a class out of noise: flow matching on scikit-learn's digits, conditioned on time and class,
+                  with the letters of the class's name as context; measured by a classifier that learned from other
+                  images, and by the distance of what it says of samples and of images
+  classification  which digit an image shows; measured on images held out
+  regression      tokens that a fixed attention mixes, a synthetic task; measured on data held out
 
-  python -m evaluation.training --steps 100 --layers 2 --dim 32                    # on a CPU, a minute or two
-  python -m evaluation.training --device cuda --dtype bfloat16 --output FILE       # the target sizes, on a GPU
+Each tree has a process of its own, each run a folder. With --tree both, at several seeds: a curve is a run's loss,
+averaged in 20 windows of steps; after's mean over the seeds has to stay as near to before's as the spread over before's
+seeds allows (evaluation/training/parity.py has the bound).
+
+  python -m evaluation.training --tree before                            # on a CPU: digits, in a minute or two
+  python -m evaluation.training --steps 100 --layers 2 --dim 32          # both trees at four seeds
+  python -m evaluation.training --tree after --output FOLDER --trace     # metrics, checkpoint, samples, timelines
+  python -m evaluation.training --device cuda --dtype bfloat16 --dropout 0,0.1 --output FOLDER     # the target sizes
+
+Of a run that stopped, --resume goes on from its last checkpoint, to the same bits as if it had not stopped.
 """
 
 import argparse
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
+from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evaluation.bench.option_types import int_from, numbers_from
 from evaluation.bench.provenance import provenance
 from evaluation.report.write import write_record
 from evaluation.suite.command import ROOT, tree_folder
-from evaluation.training.config import TrainingConfig
-from evaluation.training.parity import ParityRecord, ParityRun, compare, in_windows
+from evaluation.training.config import Dtype, Schedule, TaskName, TrainingConfig
+from evaluation.training.parity import ParityRecord, compare
 from evaluation.training.plot import plot
+from evaluation.training.tables import tables
 
 EXIT_CODES = """\
 exit code:
-  0    at every dropout the trees learn the same
+  0    every run ended, and both trees, where both were trained, learn the same at every dropout
   1    somewhere they do not, or a run failed
-  2    usage: a wrong option, or a tree that is not there"""
-SIZES = {"steps": 2000, "batch": 128, "dim": 128, "heads": 8, "feed_forward": 512, "layers": 12}
+  2    usage: a wrong option, or a tree that is not there
+  130  stopped by Ctrl-C"""
+SIZES = {
+    "cpu": {"steps": 800, "batch": 64, "dim": 64, "heads": 4, "feed_forward": 128, "layers": 3},
+    "cuda": {"steps": 2000, "batch": 128, "dim": 128, "heads": 8, "feed_forward": 512, "layers": 12},
+}
+RATES = {"cpu": 2e-3, "cuda": 5e-4}
+SEEDS = {"before": 1, "after": 1, "both": 4}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,19 +61,30 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--task", choices=get_args(TaskName), default="flow", help="default flow")
+    parser.add_argument("--tree", choices=tuple(SEEDS), default="both", help="default both")
     parser.add_argument("--before", type=tree_folder, default=ROOT / "repository_before", help="the vanilla tree")
     parser.add_argument("--after", type=tree_folder, default=ROOT / "repository_after", help="the other tree")
-    for name, default in SIZES.items():
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int_from(1), default=default, metavar="N", help=f"default {default}")
-    parser.add_argument("--seeds", type=int_from(2), default=4, metavar="N", help="how many, from 0 (default 4)")
-    parser.add_argument(
-        "--dropout", type=numbers_from(0.0, 0.99), default="0,0.1", metavar="P,...", help="default 0,0.1"
-    )
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="at its highest (default 5e-4)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, help="write the record to this JSON file, and a plot beside it as PNG")
+    for name, small in SIZES["cpu"].items():
+        text = f"default {small}, on a GPU {SIZES['cuda'][name]}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int_from(1), metavar="N", help=text)
+    parser.add_argument("--accumulate", type=int_from(1), default=1, metavar="N", help="take a batch in N parts")
+    parser.add_argument("--seeds", type=int_from(1), metavar="N", help="how many, from 0 (default 4, of one tree 1)")
+    parser.add_argument("--dropout", type=numbers_from(0.0, 0.99), default="0", metavar="P,...", help="default 0")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default 2e-3, on a GPU 5e-4)")
+    parser.add_argument("--schedule", choices=get_args(Schedule), default="cosine", help="default cosine")
+    parser.add_argument("--clip", type=float, default=1.0, metavar="NORM", help="of the gradient (default 1)")
+    parser.add_argument("--ema", type=float, default=0.99, metavar="DECAY", help="of averaged weights (default 0.99)")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="default float32")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits from the same command")
+    parser.add_argument("--device", choices=tuple(SIZES), default="cpu", help="default cpu")
+    parser.add_argument("--threads", type=int_from(1), metavar="N", help="of the CPU, that torch may use")
+    parser.add_argument("--samples", type=int_from(0), default=500, metavar="N", help="to measure by (default 500)")
+    parser.add_argument("--checkpoint-every", type=int_from(1), default=100, metavar="N", help="steps (default 100)")
+    parser.add_argument("--trace", action="store_true", help="leave timelines of two steps, for ui.perfetto.dev")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep the record, a plot, and each run's folder")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in --output's folder")
+    parser.add_argument("--store", type=Path, metavar="ROOT", help="put each run into the store of runs at ROOT")
     return parser
 
 
@@ -63,42 +92,74 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     options = parser.parse_args(words)
-    sizes = {name: getattr(options, name) for name in (*SIZES, "learning_rate", "dtype")}
     try:
-        configs = [
-            TrainingConfig(dropout=p, seed=s, **sizes) for p, s in product(options.dropout, range(options.seeds))
-        ]
+        configs = resolve(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        parser.error("".join(f"--{n}: ".replace("_", "-") for n in first["loc"]) + first["msg"])
     except ValueError as error:
         parser.error(str(error))
     console = Console()
     run = provenance(options.before, options.after, " ".join(["python -m evaluation.training", *words]))
-    try:
-        runs = run_all(options, configs)
-    except Exception as error:  # a tree's own, out of its process
-        console.print(f"a run failed: {type(error).__name__}: {error}", markup=False)
-        return 1
-    record = ParityRecord(**run, machine=describe(options.device), runs=runs, results=compare(runs))
-    if options.output:
-        write_record(record, options.output)
-        plot(record, options.output.with_suffix(".png"))
-    console.print(table(record))
+    with ExitStack() as stack:
+        output = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            record = train_all(options, configs, output, run, console)
+        except KeyboardInterrupt:
+            console.print(f"stopped{f'; --output {output} --resume goes on' if options.output else ''}", markup=False)
+            return 130
+        except Exception as error:  # a tree's own, out of its process
+            console.print(f"a run failed: {type(error).__name__}: {error}", markup=False)
+            return 1
+        if options.output:
+            write_record(record, output / "record.json")
+            plot(record, output / "curves.png")
+    for table in tables(record):
+        console.print(table)
     return 0 if all(result.same for result in record.results) else 1
 
 
-def run_all(options: argparse.Namespace, configs: list[TrainingConfig]) -> list[ParityRun]:
-    """Every configuration on both trees, in turns, one at a time."""
-    from evaluation.training.trainer import train_tree  # slow to import
+def resolve(options: argparse.Namespace) -> list[TrainingConfig]:
+    """A configuration for each dropout and seed. Raises ValueError for options that do not go together."""
+    folder = options.output
+    if options.resume and not folder:
+        raise ValueError("--resume: expected --output with the folder of the runs to go on with")
+    if folder and folder.exists() and any(folder.iterdir()) and not options.resume:
+        raise ValueError(f"--output: {folder} is not empty; --resume goes on with what is there")
+    if options.trace and not (options.output or options.store):
+        raise ValueError("--trace: expected --output or --store, to leave the timelines in")
+    seeds = options.seeds or SEEDS[options.tree]
+    if options.tree == "both" and seeds < 2:
+        raise ValueError("--seeds: expected at least 2 to compare both trees, got 1")
+    sizes = SIZES[options.device] | {"learning_rate": RATES[options.device]}
+    given = {name: value for name, value in vars(options).items() if name in TrainingConfig.model_fields}
+    sizes |= {name: value for name, value in given.items() if value is not None and name != "dropout"}
+    return [TrainingConfig(**sizes, dropout=p, seed=s) for p, s in product(options.dropout, range(seeds))]
 
+
+def train_all(
+    options: argparse.Namespace, configs: list[TrainingConfig], output: Path, run: dict, console: Console
+) -> ParityRecord:
+    """Every configuration on each tree, in turns, one at a time."""
+    from evaluation.training.keep import Keeper  # slow to import, as what follows
+    from evaluation.training.runs import How, Job, name, run_all
+
+    fixed = {name: getattr(options, name) for name in ("device", "threads", "checkpoint_every", "samples", "trace")}
+    roles = ("before", "after") if options.tree == "both" else (options.tree,)
+    jobs = [
+        Job(role, getattr(options, role), config, How(output / name(role, config), **fixed))
+        for config, role in product(configs, roles)
+    ]
+    keeper = Keeper(options.store, options.device) if options.store else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     runs = []
-    with tempfile.TemporaryDirectory() as folder, Progress() as progress:
-        jobs = [(role, config) for config in configs for role in ("before", "after")]
-        for role, config in progress.track(jobs, description="training"):
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                metrics = Path(folder, "metrics.jsonl")
-                found = pool.submit(train_tree, getattr(options, role), config, options.device, metrics).result()
-            kept = found.model_dump(exclude={"losses"})
-            runs.append(ParityRun(role=role, config=config, windows=in_windows(found.losses), **kept))
-    return runs
+    with Progress(*columns, console=console) as progress:
+        for job, found in zip(jobs, run_all(jobs, progress), strict=True):
+            runs.append(found)
+            if keeper:
+                progress.print(f"stored as {keeper.keep(found, job.how.folder)}")
+    results = compare(runs) if len(roles) == 2 else []
+    return ParityRecord(**run, machine=describe(options.device), runs=runs, results=results)
 
 
 def describe(device: str) -> str:
@@ -106,19 +167,6 @@ def describe(device: str) -> str:
 
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     return f"{where}, torch {torch.__version__}"
-
-
-def table(record: ParityRecord) -> Table:
-    """A row for each dropout."""
-    found = Table(title=record.machine)
-    for heading in ("dropout", "first loss", "last loss: before", "after", "furthest, of what is allowed", "verdict"):
-        found.add_column(heading)
-    for result in record.results:
-        first, last = (result.windows[0], result.windows[-1]) if result.windows else (None, None)
-        numbers = [f"{v:.4f}" for v in (first.before, last.before, last.after)] if first else ["", "", ""]
-        verdict = "the same" if result.same else result.problem or "not the same"
-        found.add_row(f"{result.dropout:g}", *numbers, f"{result.worst:.2f}", verdict)
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The data: scikit-learn's handwritten digits as tokens, noised on the way from noise to image (flow matching)."""
+"""scikit-learn's handwritten digits as tokens; a third is held out of all training."""
 
 from typing import NamedTuple
 
@@ -8,34 +8,33 @@ from torch import Tensor
 CLASSES = 10
 SIDE, PATCH = 8, 2
 TOKENS, VALUES = (SIDE // PATCH) ** 2, PATCH**2
+HELD_OUT = 599  # of 1797
 
 
-class FlowBatch(NamedTuple):
-    """Points of the straight lines from noise to images, where on them they are, and the lines' directions."""
+class Digits(NamedTuple):
+    """Images and what they show; values from -1 to 1."""
 
-    points: Tensor  # (B, TOKENS, VALUES)
-    times: Tensor  # (B,) in [0, 1]
-    labels: Tensor  # (B,) int64
-    directions: Tensor  # (B, TOKENS, VALUES)
+    tokens: Tensor  # (N, TOKENS, VALUES)
+    labels: Tensor  # (N,) int64
 
 
-class Digits:
-    """Batches from one seed: the same sequence on every machine and device, whatever else draws random numbers."""
+def load() -> tuple[Digits, Digits]:
+    """The digits to train on, and those held out: the same split always."""
+    from sklearn.datasets import load_digits  # slow to import
 
-    def __init__(self, batch: int, seed: int) -> None:
-        from sklearn.datasets import load_digits  # slow to import
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32) / 8 - 1
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    both = Digits(to_tokens(images), torch.tensor(found.target))
+    return tuple(Digits(*(t[chosen] for t in both)) for chosen in (order[HELD_OUT:], order[:HELD_OUT]))
 
-        found = load_digits()
-        images = torch.tensor(found.images, dtype=torch.float32) / 8 - 1
-        patches = images.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
-        self.tokens = patches.reshape(len(images), TOKENS, VALUES)
-        self.labels = torch.tensor(found.target)
-        self.batch, self.generator = batch, torch.Generator().manual_seed(seed)
 
-    def draw(self, device: torch.device) -> FlowBatch:
-        chosen = torch.randint(len(self.tokens), (self.batch,), generator=self.generator)
-        noise = torch.randn(self.batch, TOKENS, VALUES, generator=self.generator)
-        times = torch.rand(self.batch, generator=self.generator)
-        images, share = self.tokens[chosen], times[:, None, None]
-        batch = FlowBatch(noise + share * (images - noise), times, self.labels[chosen], images - noise)
-        return FlowBatch(*(t.to(device, non_blocking=True) for t in batch))
+def to_tokens(images: Tensor) -> Tensor:
+    """(N, SIDE, SIDE) -> (N, TOKENS, VALUES), a token for each square of PATCH x PATCH"""
+    return images.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).reshape(len(images), TOKENS, VALUES)
+
+
+def to_images(tokens: Tensor) -> Tensor:
+    """(N, TOKENS, VALUES) -> (N, SIDE, SIDE)"""
+    squares = tokens.unflatten(1, (SIDE // PATCH, SIDE // PATCH)).unflatten(3, (PATCH, PATCH))
+    return squares.transpose(2, 3).reshape(len(tokens), SIDE, SIDE)

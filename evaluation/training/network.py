@@ -1,4 +1,4 @@
-"""The model that is trained: a tree's MMDiT between two linear layers."""
+"""The models that are trained: a tree's MMDiT between linear layers."""
 
 from types import ModuleType
 
@@ -6,30 +6,62 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.training.config import TrainingConfig
-from evaluation.training.digits import CLASSES, VALUES, FlowBatch
+from evaluation.training.digits import CLASSES, VALUES
 
 FREQUENCIES = 8
-CONTEXT = 4  # tokens that tell the class
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LETTERS = sorted(set("".join(NAMES)))
+LONGEST = max(map(len, NAMES))
+
+
+def make_stack(mmdit: ModuleType, config: TrainingConfig, conditioned: bool) -> nn.Module:
+    return mmdit.MMDiT(
+        mmdit.MMDiTConfig(
+            dim_base=config.dim,
+            num_layers=config.layers,
+            num_attn_head=config.heads,
+            dim_feedforward=config.feed_forward,
+            dropout=config.dropout,
+            conditioning=conditioned,
+            use_cross_attn=conditioned,
+        )
+    )
+
+
+class TokenNetwork(nn.Module):
+    """(B, L, VALUES) -> (B, L, outputs), or pooled over the tokens (B, outputs), by an unconditioned stack."""
+
+    def __init__(self, mmdit: ModuleType, config: TrainingConfig, outputs: int, pooled: bool) -> None:
+        super().__init__()
+        self.tokens_in, self.tokens_out = nn.Linear(VALUES, config.dim), nn.Linear(config.dim, outputs)
+        self.norm = nn.LayerNorm(config.dim)
+        self.stack = make_stack(mmdit, config, conditioned=False)
+        self.pooled = pooled
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.norm(self.stack(self.tokens_in(tokens.to(self.norm.weight.dtype))).x_out)  # (B, L, D)
+        return self.tokens_out(x.mean(1) if self.pooled else x)
 
 
 class FlowNetwork(nn.Module):
-    """The direction of each token: the tokens are x, time and class y, what the class has to say the context."""
+    """The direction of each token: the tokens are x, time and class y, the letters of the class's name the context."""
 
     def __init__(self, mmdit: ModuleType, config: TrainingConfig) -> None:
         super().__init__()
         dim = config.dim
         self.tokens_in, self.tokens_out = nn.Linear(VALUES, dim), nn.Linear(dim, VALUES)
         self.time, self.label = nn.Linear(2 * FREQUENCIES, dim), nn.Embedding(CLASSES, dim)
-        self.context = nn.Embedding(CLASSES, CONTEXT * dim)
+        self.letter, self.place = nn.Embedding(1 + len(LETTERS), dim), nn.Parameter(torch.randn(LONGEST, dim))
         self.norm = nn.LayerNorm(dim)
-        sizes = {"dim_base": dim, "num_attn_head": config.heads, "dim_feedforward": config.feed_forward}
-        self.stack = mmdit.MMDiT(mmdit.MMDiTConfig(num_layers=config.layers, dropout=config.dropout, **sizes))
+        self.stack = make_stack(mmdit, config, conditioned=True)
+        spelt = [[1 + LETTERS.index(letter) for letter in name] + [0] * (LONGEST - len(name)) for name in NAMES]
+        self.register_buffer("spelt", torch.tensor(spelt), persistent=False)  # (CLASSES, LONGEST), 0: no letter
 
-    def forward(self, batch: FlowBatch) -> Tensor:
-        """(B, TOKENS, VALUES)"""
+    def forward(self, points: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        """points (B, TOKENS, VALUES), times (B,) in [0, 1], labels (B,) -> (B, TOKENS, VALUES)"""
         dtype = self.time.weight.dtype
-        angles = batch.times[:, None] * torch.pi * 2.0 ** torch.arange(FREQUENCIES, device=batch.times.device)
-        y = self.time(torch.cat((angles.sin(), angles.cos()), dim=1).to(dtype)) + self.label(batch.labels)
-        context = self.context(batch.labels).unflatten(1, (CONTEXT, -1))
-        x, _ = self.stack(self.tokens_in(batch.points.to(dtype)), y, context)
+        angles = times[:, None] * torch.pi * 2.0 ** torch.arange(FREQUENCIES, device=times.device)
+        y = self.time(torch.cat((angles.sin(), angles.cos()), dim=1).to(dtype)) + self.label(labels)
+        context = self.letter(self.spelt[labels]) + self.place  # (B, LONGEST, D)
+        x, _ = self.stack(self.tokens_in(points.to(dtype)), y, context)
         return self.tokens_out(self.norm(x))

@@ -15,21 +15,17 @@ from typing import Literal
 from pydantic import Field
 
 from evaluation.suite.result import Record, Role
-from evaluation.training.config import TrainingConfig
+from evaluation.training.config import RunFacts
 
 WINDOWS = 20
 BOUND = 4.0
 
 
-class ParityRun(Record):
+class ParityRun(RunFacts):
     """One training of one tree."""
 
     role: Role
-    config: TrainingConfig
-    first_weights_sha256: str
     windows: list[float] = Field(description="mean loss of each window of steps")
-    seconds: float
-    path: str | None
 
 
 class ParityWindow(Record):
@@ -68,7 +64,7 @@ class ParityRecord(Record):
     after_sha256: str
     machine: str
     runs: list[ParityRun]
-    results: list[ParityResult]
+    results: list[ParityResult] = Field(description="none where one tree was trained alone")
 
 
 def in_windows(losses: list[float]) -> list[float]:

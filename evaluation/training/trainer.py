@@ -1,99 +1,268 @@
-"""One run: a tree's model, trained on the digits in this process."""
+"""One run: a tree's model, trained in this process."""
 
 import hashlib
 import json
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from evaluation.suite.result import Record
-from evaluation.training.config import TrainingConfig
-from evaluation.training.digits import Digits
-from evaluation.training.network import FlowNetwork
+from evaluation.report.write import write_atomically
+from evaluation.store.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.training.config import RunFacts, TrainingConfig
+from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
+from evaluation.training.layout import describe, weight_problems
+from evaluation.training.state import State
+from evaluation.training.tasks import TASKS, Batch, MakeNetwork
+from evaluation.training.timeline import BACKWARD, PROFILE, BackwardSpans, profiled
 
-CLIP = 1.0
 WARM_UP = 0.05  # of all steps
+PROFILED_STEP, SPANNED_STEP = 1, 2  # the first is not like the others
+METRICS, CHECKPOINT, RESULT = "metrics.jsonl", "checkpoint.safetensors", "result.json"
 
 
-class Trained(Record):
-    """What a run gave. The loss of every step is in its metrics file, a line of JSON each."""
+class Trained(RunFacts):
+    """What a run gave. Its metrics file has a line of JSON for every step."""
 
-    first_weights_sha256: str
     losses: list[float]
-    seconds: float
-    path: str | None = Field(description="of a step, as mmdit.explain tells; null: the tree has no explain")
 
 
-class Diverged(RuntimeError):
-    """A loss that is not finite."""
+@dataclass(frozen=True)
+class How:
+    """What of a run does not change its numbers."""
+
+    folder: Path
+    device: str = "cpu"
+    threads: int | None = None
+    checkpoint_every: int = 0  # 0: only the last step
+    samples: int = 500
+    trace: bool = False
 
 
-def train_tree(tree: Path, config: TrainingConfig, device: str, metrics: Path) -> Trained:
-    """As train, with the tree's mmdit; for a process of its own."""
+def train_tree(tree: Path, config: TrainingConfig, how: How) -> Trained:
+    """Train with the tree's mmdit, from the folder's checkpoint if it has one; for a process with no other tree."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
+    if how.threads:
+        torch.set_num_threads(how.threads)
+    if how.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     sys.path.insert(0, str(tree))
-    return train(FlowNetwork, config, device, metrics)
+    with deterministic(config.deterministic):
+        trainer = Trainer(config, how)
+        if trainer.checkpoint.exists():
+            trainer.resume()
+        trainer.run()
+        found = trainer.finish()
+    write_atomically(how.folder / RESULT, found.model_dump_json())
+    return found
 
 
-def train(make: Callable[..., nn.Module], config: TrainingConfig, device: str, metrics: Path) -> Trained:
-    """Train make(mmdit, config), writing {"step", "loss"} to `metrics` as it goes.
+def ended(config: TrainingConfig, folder: Path) -> Trained | None:
+    """What a run in this folder gave; None where it has yet to end. Raises ResumeError for another's."""
+    result = folder / RESULT
+    if not result.exists():
+        return None
+    found = Trained.model_validate_json(result.read_text(encoding="utf-8"))
+    _check_same(found.config, config, result)
+    return found
 
-    Raises Diverged at the first loss that is not finite.
+
+class Trainer:
+    """A run and its folder: metrics.jsonl, checkpoint.safetensors, and pictures and traces.
+
+    make(mmdit, config) gives the network; the task's own where it is None. Raises TrainingError for weights that cannot
+    be trained.
     """
-    module = import_module("mmdit")
-    torch.manual_seed(config.seed)
-    network = make(module, config)
-    first = hash_weights(network)
-    network.to(device, getattr(torch, config.dtype)).train()
-    weights = list(network.parameters())
-    own = config.dtype != "float32"
-    masters = [w.detach().float().clone().requires_grad_() for w in weights] if own else weights
-    optimizer = torch.optim.AdamW(masters, config.learning_rate, fused=torch.device(device).type == "cuda")
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config.steps))
-    digits, losses, path = Digits(config.batch, config.seed), [], None
-    start = perf_counter()
-    with metrics.open("w", encoding="utf-8", buffering=1) as lines:
-        for step in range(config.steps):
-            batch = digits.draw(torch.device(device))
-            loss = (network(batch).float() - batch.directions).square().mean()
-            loss.backward()
-            if own:
-                for master, weight in zip(masters, weights, strict=True):
-                    master.grad = None if weight.grad is None else weight.grad.float()
-                    weight.grad = None
-            nn.utils.clip_grad_norm_(masters, CLIP)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if own:
-                with torch.no_grad():
-                    torch._foreach_copy_(weights, masters)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise Diverged(f"the loss of step {step} is {losses[-1]}; the one before was {losses[-2:-1]}")
-            lines.write(json.dumps({"step": step, "loss": losses[-1]}) + "\n")
-            if step == 0 and hasattr(module, "explain"):
-                path = module.explain(network, batch).path
-    return Trained(first_weights_sha256=first, losses=losses, seconds=perf_counter() - start, path=path)
+
+    def __init__(self, config: TrainingConfig, how: How, make: MakeNetwork | None = None) -> None:
+        self.config, self.how = config, how
+        self.task = TASKS[config.task]()
+        self.mmdit = import_module("mmdit")
+        torch.manual_seed(config.seed)
+        network = (make or self.task.make)(self.mmdit, config)
+        if problems := weight_problems(network.named_parameters()):
+            raise TrainingError("\n  ".join(("weights that cannot be trained:", *problems)))
+        self.first_weights_sha256 = hash_weights(network)
+        dtype = torch.float32 if config.dtype == "autocast" else getattr(torch, config.dtype)
+        self.network = network.to(how.device, dtype).train()
+        self.state = State(self.network, config.learning_rate, config.ema, config.seed)
+        self.done, self.seconds, self.losses = 0, 0.0, []
+        self.saved: int | None = None
+        self.path: str | None = None
+        self.layouts: dict[str, int] = {}
+        how.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics, self.checkpoint = how.folder / METRICS, how.folder / CHECKPOINT
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, to the same bits as a run that never stopped. Raises ResumeError for another's."""
+        tensors, values = load_checkpoint(self.checkpoint, self.state.tensors())
+        _check_same(TrainingConfig.model_validate_json(values["config"]), self.config, self.checkpoint)
+        if values["first_weights_sha256"] != self.first_weights_sha256:
+            raise ResumeError(f"{self.checkpoint}: its run began with other weights than this tree's")
+        self.state.restore(tensors)
+        self.done, self.seconds, self.path = values["step"], values["seconds"], values["path"]
+        self.saved = self.done
+        self.layouts = json.loads(values["layouts"])
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: self.done]
+        if len(lines) < self.done:
+            raise ResumeError(f"{self.metrics}: expected a line for each of {self.done} steps, got {len(lines)}")
+        self.losses = [json.loads(line)["loss"] for line in lines]
+        self.metrics.write_text("".join(lines), encoding="utf-8")
+
+    def save(self) -> None:
+        values = {
+            "step": self.done,
+            "seconds": self.seconds,
+            "path": self.path,
+            "layouts": json.dumps(self.layouts),
+            "first_weights_sha256": self.first_weights_sha256,
+            "config": self.config.model_dump_json(),
+        }
+        save_checkpoint(self.checkpoint, self.state.tensors(), values)
+        self.saved = self.done
+
+    def run(self, until: int | None = None) -> None:
+        """Steps up to number `until`, or to the last, with a line of metrics each, and the checkpoint of where it ends.
+
+        Raises Diverged where a loss or a gradient is not finite, StepFailed where a step raises.
+        """
+        until = self.config.steps if until is None else until
+        with self.metrics.open("a", encoding="utf-8", buffering=1) as lines, self._counting():
+            start = perf_counter() - self.seconds
+            while self.done < until:
+                values = self._traced_step() if self.how.trace else self.step()
+                self.losses.append(values["loss"])
+                self.seconds = perf_counter() - start
+                lines.write(json.dumps({"step": self.done} | values | {"seconds": self.seconds}) + "\n")
+                self.done += 1
+                if self.how.checkpoint_every and self.done % self.how.checkpoint_every == 0:
+                    self.save()
+        self.save()
+
+    def step(self, spans: BackwardSpans | None = None) -> dict[str, float]:
+        """One step's numbers by name; `spans` sees its backward."""
+        config = self.config
+        batch = tuple(t.to(self.how.device) for t in self.task.draw(config.batch, self.state.generator))
+        total = torch.zeros((), device=self.how.device)
+        for part in zip(*(t.tensor_split(config.accumulate) for t in batch), strict=True):
+            try:
+                if self.path is None and hasattr(self.mmdit, "explain"):
+                    self.path = self.mmdit.explain(self._loss, part).path
+                loss = self._loss(part) * (len(part[0]) / config.batch)
+                if spans:
+                    spans.watch(loss)
+                loss.backward()
+            except Exception as error:
+                told = "; ".join(map(describe, part))
+                raise StepFailed(f"step {self.done}: {type(error).__name__}: {error}; the batch: {told}") from error
+            self.state.collect()
+            total = total + loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.state.masters, config.clip)
+        rate = config.learning_rate * share(self.done, config)
+        values = {"loss": total.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        self._check_finite(values)
+        self.state.update(self.done, rate)
+        return values
+
+    def finish(self) -> Trained:
+        """What the run gave; the network has the averaged weights from now on."""
+        last = hash_weights(self.network)
+        self.state.take_averages()
+        with torch.no_grad():
+            measures = self.task.measure(self.network.eval(), self.how.folder, self.how.samples)
+        on_gpu = torch.device(self.how.device).type == "cuda"
+        return Trained(
+            config=self.config,
+            first_weights_sha256=self.first_weights_sha256,
+            last_weights_sha256=last,
+            losses=self.losses,
+            measures=measures,
+            layouts=self.layouts,
+            seconds=self.seconds,
+            peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+            path=self.path,
+        )
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = torch.device(self.how.device).type
+        with torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "autocast"):
+            return self.task.loss(self.network, batch)
+
+    def _traced_step(self) -> dict[str, float]:
+        if self.done == PROFILED_STEP:
+            with profiled(self.how.folder / PROFILE):
+                return self.step()
+        if self.done == SPANNED_STEP:
+            spans = BackwardSpans(self.network)
+            values = self.step(spans)
+            spans.write(self.how.folder / BACKWARD)
+            return values
+        return self.step()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Within, the tree counts how its ops' inputs lie, where it can."""
+        with ExitStack() as stack:
+            count = getattr(self.mmdit, "count_layouts", None)
+            found = stack.enter_context(count()) if count else {}
+            yield
+            for name, number in found.items():
+                self.layouts[name] = self.layouts.get(name, 0) + number
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        if all(map(math.isfinite, (values["loss"], values["gradient_norm"]))):
+            return
+        pairs = zip(self.state.names, self.state.masters, strict=True)
+        bad = [name for name, m in pairs if m.grad is not None and not m.grad.isfinite().all()]
+        before = f"the loss of the step before was {self.losses[-1]}" if self.losses else "it is the first step"
+        kept = "no checkpoint was written" if self.saved is None else f"the checkpoint is of step {self.saved}"
+        raise Diverged(
+            f"step {self.done}: the loss is {values['loss']}, the gradient's norm {values['gradient_norm']}, the "
+            f"learning rate {values['learning_rate']:g}; {before}; gradients that are not finite: {len(bad)} of "
+            f"{len(self.state.names)}{', the first of ' + bad[0] if bad else ''}; {kept}; try a lower --learning-rate "
+            "or another --dtype"
+        )
 
 
-def rate(step: int, steps: int) -> float:
-    """The share of the learning rate: a linear warm-up, then half a cosine down to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within, torch refuses what does not give the same bits again."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def share(step: int, config: TrainingConfig) -> float:
+    """The share of the learning rate: a linear warm-up, then all of it, or half a cosine down to 0."""
+    warm_up = max(1, round(WARM_UP * config.steps))
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
 
 
 def hash_weights(network: nn.Module) -> str:
     """SHA-256 over the parameters' names and bytes."""
     digest = hashlib.sha256()
     for name, weight in sorted(network.named_parameters()):
-        digest.update(name.encode() + weight.detach().numpy().tobytes())
+        digest.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_same(found: TrainingConfig, wanted: TrainingConfig, file: Path) -> None:
+    pairs = zip(found.model_dump().items(), wanted.model_dump().values(), strict=True)
+    unlike = [f"{name}: {value} there, {other} asked for" for (name, value), other in pairs if value != other]
+    if unlike:
+        raise ResumeError(f"{file} is of another run: {'; '.join(unlike)}")

@@ -23,7 +23,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: kill_descendants_and_end())
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with contextlib.suppress(PermissionError):  # thousands of processes must not keep us from ending them
+    with contextlib.suppress(OSError):  # thousands of processes must not keep us from ending them
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     if os.getppid() != int(parent):  # it was gone before we asked to be told
         sys.exit(1)
@@ -42,7 +42,7 @@ def become(command: list[str], limits: dict[str, int]) -> NoReturn:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
     for name, value in ({"RLIMIT_CORE": 0} | limits).items():
         kind = getattr(resource, name)

@@ -17,6 +17,7 @@ from mmdit.model import MMDiT
 from mmdit.norm import RMSNorm, RMSNormWithResidual
 from mmdit.ops.norm_adaln.op import layernorm_adaln, rmsnorm_adaln
 from mmdit.runtime.dispatch import explain
+from mmdit.runtime.layout import count_layouts
 
 __all__ = [
     "AttentionOutput",
@@ -36,6 +37,7 @@ __all__ = [
     "RMSNormWithResidual",
     "ShapeError",
     "UnexpectedInputError",
+    "count_layouts",
     "explain",
     "layernorm_adaln",
     "rmsnorm_adaln",

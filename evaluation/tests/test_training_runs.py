@@ -1,0 +1,283 @@
+"""One training run: what it learns, and that stopping, splitting or repeating it changes no bit."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evaluation.store.errors import CheckpointMismatch
+from evaluation.training.config import TrainingConfig
+from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
+from evaluation.training.network import FlowNetwork
+from evaluation.training.tasks import FlowBatch
+from evaluation.training.trainer import METRICS, How, Trainer, deterministic, share, train_tree
+
+TREE = Path(__file__).resolve().parents[2] / "repository_before"
+CONFIG = TrainingConfig(
+    steps=6,
+    batch=8,
+    dim=16,
+    heads=2,
+    feed_forward=16,
+    layers=1,
+    dropout=0.1,
+    learning_rate=3e-3,
+    dtype="float32",
+    seed=0,
+)
+
+Start = Callable[..., Trainer]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Begins a run on the vanilla tree in a named folder; one thread, as more only wait for each other."""
+    monkeypatch.syspath_prepend(str(TREE))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def begin(folder: str = "run", make: Callable[..., nn.Module] | None = None, **changes: object) -> Trainer:
+        how = {name: changes.pop(name) for name in ("trace", "checkpoint_every") if name in changes}
+        config = TrainingConfig.model_validate(CONFIG.model_dump() | changes)
+        return Trainer(config, How(tmp_path / folder, samples=20, **how), make)
+
+    yield begin
+    torch.set_num_threads(threads)
+
+
+def bits(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in trainer.state.tensors().items()}
+
+
+def assert_same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("task", "dtype", "measure", "least"),
+    [
+        ("flow", "float32", "sample_accuracy", 0),
+        ("flow", "bfloat16", "sample_accuracy", 0),
+        ("classification", "autocast", "held_out_accuracy", 0.25),
+        ("regression", "float32", "held_out_variance_explained", 0.1),
+    ],
+)
+def test_a_run_learns_and_leaves_its_numbers(start: Start, task: str, dtype: str, measure: str, least: float) -> None:
+    trainer = start(task=task, dtype=dtype, steps=80, batch=16, learning_rate=1e-2)
+    trainer.run()
+    found = trainer.finish()
+    lines = [json.loads(line) for line in trainer.metrics.read_text().splitlines()]
+    assert [line["loss"] for line in lines] == found.losses
+    assert [line["step"] for line in lines] == list(range(80))
+    assert {"gradient_norm", "learning_rate", "seconds"} < lines[0].keys()
+    assert sum(found.losses[-20:]) < 0.9 * sum(found.losses[:20])
+    assert found.measures[measure] >= least
+    assert (trainer.how.folder / "samples.png").exists() == (task == "flow")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
+def test_a_run_that_goes_on_from_its_checkpoint_ends_with_the_bits_of_one_that_never_stopped(
+    start: Start, dtype: str
+) -> None:
+    whole = start("whole", dtype=dtype)
+    whole.run()
+    stopped = start("stopped", dtype=dtype)
+    stopped.run(until=3)
+    kept = stopped.checkpoint.read_bytes()
+    stopped.run(until=5)  # what a run did after its last checkpoint, before it was killed
+    stopped.checkpoint.write_bytes(kept)
+    torch.manual_seed(99)
+    resumed = start("stopped", dtype=dtype)
+    resumed.resume()
+    assert resumed.done == 3
+    resumed.run()
+    assert_same_bits(bits(resumed), bits(whole))
+    assert resumed.losses == whole.losses
+    told = [[json.loads(line)["loss"] for line in t.metrics.read_text().splitlines()] for t in (resumed, whole)]
+    assert told == [whole.losses] * 2
+
+
+def train_and_die(config: TrainingConfig, how: How, at: int) -> None:
+    """As train_tree, killed before step `at`; for a process of its own."""
+    step = Trainer.step
+    Trainer.step = lambda self: os.kill(os.getpid(), signal.SIGKILL) if self.done == at else step(self)
+    train_tree(TREE, config, how)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(start: Start, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 25})
+    how = How(tmp_path / "killed", threads=1, checkpoint_every=10, samples=0)
+    child = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(config, how, 17))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert len((how.folder / METRICS).read_text().splitlines()) == 17
+    resumed = train_tree(TREE, config, how)
+    whole = start("whole", steps=25)
+    whole.run()
+    found = whole.finish()
+    assert (resumed.losses, resumed.last_weights_sha256) == (found.losses, found.last_weights_sha256)
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(start: Start) -> None:
+    """Bit for bit in fp32, when computed in fp64: there sums in another order differ by less than fp32 shows."""
+
+    def trained(**changes: object) -> Trainer:
+        trainer = start(f"{changes}", dropout=0.0, batch=10, **changes)
+        trainer.run()
+        return trainer
+
+    whole = trained(dtype="float64")
+    for parts in (2, 4):  # 4 parts of 10 are not of one size
+        split = trained(dtype="float64", accumulate=parts)
+        assert torch.tensor(split.losses).equal(torch.tensor(whole.losses))
+        narrow = [
+            {name: t.float() for name, t in bits(t).items() if name.startswith("network.")} for t in (split, whole)
+        ]
+        assert_same_bits(*narrow)
+    assert trained(dtype="bfloat16", accumulate=4).losses == pytest.approx(trained(dtype="bfloat16").losses, rel=0.02)
+
+
+def test_a_deterministic_run_gives_the_same_bits_again(start: Start) -> None:
+    found = []
+    for folder in ("one", "again"):
+        with deterministic(True):
+            trainer = start(folder, deterministic=True)
+            trainer.run()
+        found.append((bits(trainer), trainer.losses, trainer.finish().measures))
+    assert_same_bits(found[0][0], found[1][0])
+    assert found[0][1:] == found[1][1:]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_gradient_is_clipped_to_its_largest_norm(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = start(clip=0.01)
+    norms = []
+
+    def watched(*_: object) -> None:
+        norms.append(nn.utils.get_total_norm([m.grad for m in trainer.state.masters if m.grad is not None]).item())
+
+    monkeypatch.setattr(trainer.state, "update", watched)
+    assert trainer.step()["gradient_norm"] > 0.1
+    assert norms == pytest.approx([0.01], rel=1e-3)
+
+
+def test_averages_follow_the_weights_and_are_what_is_measured(start: Start) -> None:
+    trainer = start(ema=0.2)
+    name, weight = trainer.state.names[0], trainer.state.weights[0]
+    wanted = weight.detach().clone()
+    for step in range(3):
+        trainer.step()
+        trainer.done += 1
+        wanted = wanted.lerp(weight.detach(), 1 - min(0.2, (1 + step) / (10 + step)))
+    assert torch.equal(bits(trainer)[f"average.{name}"], wanted)
+    trainer.finish()
+    assert torch.equal(weight, wanted)
+
+
+def test_the_learning_rate_rises_and_then_falls_along_a_cosine_or_stays() -> None:
+    config = CONFIG.model_copy(update={"steps": 100})
+    shares = [share(step, config) for step in range(101)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert shares[5] == 1.0
+    assert shares[52] == pytest.approx(0.5, abs=0.02)
+    assert shares[100] == pytest.approx(0)
+    assert {share(step, config.model_copy(update={"schedule": "constant"})) for step in range(5, 101)} == {1.0}
+
+
+def test_autocast_takes_products_in_bfloat16_of_weights_in_fp32(start: Start) -> None:
+    trainer = start(dtype="autocast")
+    seen = []
+    trainer.network.tokens_in.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    trainer.step()
+    assert seen == [torch.bfloat16]
+    assert {w.dtype for w in trainer.state.weights} == {torch.float32}
+
+
+def spoilt(mmdit: ModuleType, config: TrainingConfig, how: Callable[[FlowNetwork], object]) -> nn.Module:
+    network = FlowNetwork(mmdit, config)
+    how(network)
+    return network
+
+
+def scale_output(network: FlowNetwork, by: float) -> None:
+    network.tokens_out.register_forward_hook(lambda *a: a[-1] * by)
+
+
+def scale_gradient(network: FlowNetwork, by: float) -> None:
+    network.time.weight.register_hook(lambda g: g * by)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(start: Start) -> None:
+    trainer = start(make=partial(spoilt, how=partial(scale_output, by=float("nan"))))
+    with pytest.raises(
+        Diverged, match=r"step 0: the loss is nan, .* it is the first step; .* no checkpoint was written"
+    ):
+        trainer.run()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(start: Start) -> None:
+    trainer = start()
+    trainer.run(until=2)
+    before = bits(trainer)
+    scale_gradient(trainer.network, float("inf"))
+    with pytest.raises(Diverged) as stop:
+        trainer.run()
+    for part in (
+        "step 2: the loss is",
+        f"before was {trainer.losses[1]}",
+        "not finite: 1 of",
+        "the first of time.weight",
+    ):
+        assert part in str(stop.value)
+    assert "the checkpoint is of step 2" in str(stop.value)
+    same = {name: t for name, t in bits(trainer).items() if not name.startswith("random.")}
+    assert_same_bits(same, {name: before[name] for name in same})
+
+
+def test_a_step_that_raises_tells_how_its_batch_lay(start: Start) -> None:
+    def narrow(network: FlowNetwork) -> None:
+        network.tokens_out.register_forward_hook(lambda *a: a[-1][..., :1])
+
+    trainer = start(make=partial(spoilt, how=narrow))
+    with pytest.raises(StepFailed) as stop:
+        trainer.run()
+    assert "step 0: ValueError: the network's output: expected (8, 16, 4), got (8, 16, 1)" in str(stop.value)
+    assert "the batch: float32 (8, 16, 4), strides (64, 4, 1); float32 (8,), strides (1,)" in str(stop.value)
+    assert len(FlowBatch._fields) == str(stop.value).count("strides")
+
+
+def test_weights_in_the_memory_of_others_are_refused(start: Start) -> None:
+    def tie(network: FlowNetwork) -> None:
+        network.letter.weight = nn.Parameter(network.label.weight.detach()[2:7])
+        network.norm.bias = nn.Parameter(torch.zeros(1).expand(16))
+
+    with pytest.raises(TrainingError) as stop:
+        start(make=partial(spoilt, how=tie))
+    assert "letter.weight lies in the memory of label.weight" in str(stop.value)
+    assert "norm.bias: elements share memory: float32 (16,), strides (0,)" in str(stop.value)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(start: Start) -> None:
+    trainer = start()
+    trainer.run(until=1)
+    with pytest.raises(ResumeError, match=r"learning_rate: 0.003 there, 0.1 asked for; seed: 0 there, 1 asked for"):
+        start(seed=1, learning_rate=0.1).resume()
+    with pytest.raises(CheckpointMismatch, match=r"network.tokens_in.weight: expected shape \(8, 4\), got \(16, 4\)"):
+        start(dim=8).resume()
+    shutil.copytree(trainer.how.folder, trainer.how.folder.with_name("other"))
+    with pytest.raises(ResumeError, match="began with other weights"):
+        start("other", make=lambda *a: spoilt(*a, how=lambda n: nn.init.zeros_(n.place))).resume()
+    trainer.metrics.write_text("")
+    with pytest.raises(ResumeError, match="expected a line for each of 1 steps, got 0"):
+        start().resume()
