@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -118,9 +119,8 @@ class Run(Record):
         } | {f"flag {name}": value for name, value in sorted(self.flags.items())}
 
 
-def unlike(one: Run, other: Run) -> str | None:
-    """Why two runs are not comparable, as 'gpu: H100 against H200; ...'; None when they are."""
-    a, b = one.likeness(), other.likeness()
+def unlike(a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> str | None:
+    """Why runs of these likenesses are not comparable, as 'gpu: H100 against H200; ...'; None when they are."""
     return "; ".join(f"{k}: {a.get(k)} against {b.get(k)}" for k in {**a, **b} if a.get(k) != b.get(k)) or None
 
 
