@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 OUTSIDE = -1  # the storages of inputs and weights: a caller may have made any two of them one
 
@@ -59,11 +60,11 @@ def plain(value: Any) -> Any:
     return value.node.hint if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value
 
 
-def find_effects(graph_module: fx.GraphModule) -> Effects:
+def find_effects(graph_module: fx.GraphModule, count_flops: bool = False) -> Effects:
     """Run the graph on fake tensors, its placeholders as their meta["val"] says; the module is left as it was."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake_copy(n.meta.get("val"), mode) for n in graph_module.graph.nodes if n.op == "placeholder"]
-    interpreter = _Prober(graph_module, mode)
+    interpreter = _Prober(graph_module, mode, count_flops)
     with mode, torch.random.fork_rng([]), kept_modes():
         interpreter.run(*inputs, enable_io_processing=False)
     return interpreter.effects
@@ -89,12 +90,13 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         schema = func._schema
         named = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+        rate = next((named.get(a.name, a.default_value) for a in schema.arguments if a.name == "dropout_p"), None)
         info = torch._C._SchemaInfo(schema)  # knows batch norm's running statistics, which the bare schema does not
         info.add_argument_values({k: v for k, v in named.items() if isinstance(v, (bool, int, float, Tensor))})
         for name, value in named.items():
             if info.is_mutable(name):
                 self.written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and rate != 0.0:
             self.random = self.random or str(func)
         if torch.Tag.inplace_view in func.tags:
             self.turned = str(func)
@@ -104,9 +106,9 @@ class _Recorder(TorchDispatchMode):
 class _Prober(fx.Interpreter):
     """Runs every node under a recorder of its own; weights as fakes, modules with fakes in the place of theirs."""
 
-    def __init__(self, graph_module: fx.GraphModule, mode: FakeTensorMode) -> None:
+    def __init__(self, graph_module: fx.GraphModule, mode: FakeTensorMode, count_flops: bool) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
-        self.mode = mode
+        self.mode, self.count_flops = mode, count_flops
         self.effects = Effects()
         self.outside: set[int] = set()
         self.inputs: set[int] = set()
@@ -116,7 +118,7 @@ class _Prober(fx.Interpreter):
         if node.op == "output":
             return super().run_node(node)
         recorder, changed = _Recorder(), None
-        counts = torch.utils.flop_counter.FlopCounterMode(display=False) if _is_call(node) else nullcontext()
+        counts = FlopCounterMode(display=False) if self.count_flops else nullcontext()
         with recorder, counts:
             if node.op == "call_module":
                 result, changed = self.run_module(node)
@@ -145,7 +147,7 @@ class _Prober(fx.Interpreter):
             self.numbers(tensors),
             stays=bool(recorder.random or recorder.written or changed) or obstacle == "switches a mode",
             writes_input=bool(storages(recorder.written) & self.inputs),
-            flops=counts.get_total_flops() if _is_call(node) else 0,
+            flops=counts.get_total_flops() if self.count_flops else 0,
         )
         self.effects.values[node] = result
         return result
