@@ -77,7 +77,7 @@ print(counts)
 with mmdit.count_layouts() as again:
     mmdit.layernorm_adaln(x.mT.contiguous().mT, scale, scale)
 print(again)
-sizes = {"batch": 1, "dim": 16, "heads": 1, "feed_forward": 64, "layers": 1, "dropout": 0.0, "seed": 0}
+sizes = {"batch": 2, "dim": 16, "heads": 1, "feed_forward": 64, "layers": 1, "dropout": 0.0, "seed": 0}
 config = TrainingConfig(**sizes, steps=2, learning_rate=1e-3, dtype="float32")
 for until in (1, 2):
     trainer = Trainer(config, How(Path(sys.argv[1]), samples=0))
