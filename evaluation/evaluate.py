@@ -1,4 +1,4 @@
-"""Run the suite and the numeric cases on two trees, judge what each did, and write the verdict as JSON.
+"""Run the suite and the numeric cases on two trees, time them, judge what each did, and write the verdict as JSON.
 
 The tree BEFORE must pass every contract test and fail every upgrade test; the tree AFTER must pass both.
 """
@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from re import fullmatch
 from uuid import uuid4
 
 if not __package__:  # run as a script: let the imports below find this package
@@ -15,6 +16,7 @@ if not __package__:  # run as a script: let the imports below find this package
 
 from rich.console import Console
 
+from evaluation.config_file import add_config_option, parse_with_config
 from evaluation.judge.scan import scan
 from evaluation.report.bundle import BUNDLE_FILE, regrade, report_of
 from evaluation.report.bundle_record import Bundle, Sources
@@ -25,9 +27,12 @@ from evaluation.report.models import Report, RunSettings
 from evaluation.report.sarif import to_sarif
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
+from evaluation.store.models import TAG
+from evaluation.store.store import Store
+from evaluation.store.verdict_run import keep_verdict, resolved
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
 from evaluation.suite.integrity import digest_of
-from evaluation.suite.pair import GRADER, Judge, judge_numbers, run_pair
+from evaluation.suite.pair import GRADER, Judge, Judged, judge_both, run_pair
 from evaluation.suite.result import FailureKind, exit_code
 from evaluation.suite.run import Settings
 
@@ -35,13 +40,13 @@ REPORTS = ROOT / "evaluation" / "reports"
 
 
 def main(
-    argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS, judge: Judge = judge_numbers
+    argv: list[str] | None = None, *, suite: Path = SUITE, reports: Path = REPORTS, judge: Judge = judge_both
 ) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["explain"]:
         report = _explain_parser().parse_args(arguments[1:]).report
         return run_guarded(lambda: _explain(report))
-    options = _parser().parse_args(arguments)
+    options = parse_with_config(_parser(), arguments)
     return run_guarded(lambda: _evaluate(options, settings_from(options, suite), reports, judge))
 
 
@@ -92,8 +97,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="run no candidate: compute the verdict again from what --bundle left",
     )
+    parser.add_argument(
+        "--require",
+        action="append",
+        choices=("speed",),
+        default=[],
+        help="fail unless this axis passes as well: speed needs a GPU, and a fused path that is faster there",
+    )
+    _add_store_options(parser)
     add_run_options(parser)
     return parser
+
+
+def _add_store_options(parser: argparse.ArgumentParser) -> None:
+    add_config_option(parser)
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="where the run is kept, for `python -m evaluation.runs` (default: evaluation/reports/runs)",
+    )
+    parser.add_argument("--no-store", action="store_true", help="keep the run nowhere but in its report")
+    parser.add_argument("--tag", type=_tag, action="append", default=[], metavar="TAG", help="of the run that is kept")
 
 
 def _new_folder(text: str) -> Path:
@@ -102,11 +127,18 @@ def _new_folder(text: str) -> Path:
     return Path(text).resolve()
 
 
+def _tag(text: str) -> str:
+    if not fullmatch(TAG, text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {TAG}")
+    return text
+
+
 def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, judge: Judge) -> int:
     console = Console()
     started_at, run_id = datetime.now(UTC), str(uuid4())
     file = _report_file(options.output) if options.output else default_report_file(reports, started_at, run_id)
-    for folder in _folders_to_write(options, reports, file):
+    keep = None if options.no_store or options.regrade else options.store or reports / "runs"
+    for folder in (*_folders_to_write(options, reports, file), *filter(None, [keep])):
         check_writable(folder)
     if options.regrade:
         report = regrade(options.regrade, console)
@@ -118,6 +150,9 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, ju
     if options.sarif:
         write_atomically(options.sarif, to_sarif(report.findings))
     print_report(console, report, file)
+    if keep:
+        run = keep_verdict(Store(keep), report, resolved(options, settings.seed), tuple(options.tag))
+        console.print(f"run: {run.id}", soft_wrap=True)
     return exit_code(report.failures)
 
 
@@ -142,6 +177,7 @@ def _grade(
             timeout_seconds=settings.timeout,
             seed=settings.seed,
             device=settings.device,
+            require=tuple(dict.fromkeys(options.require)),
         ),
         environment=describe_environment(ROOT, pair.machine),
         findings=findings,
@@ -152,7 +188,7 @@ def _grade(
     )
     if settings.keep:
         write_record(bundle, settings.keep / BUNDLE_FILE)
-    return report_of(bundle, pair.numerics, pair.failures)
+    return report_of(bundle, Judged(pair.numerics, pair.failures, pair.speed), pair.failures)
 
 
 def _report_file(output: Path) -> Path:

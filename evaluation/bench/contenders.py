@@ -10,9 +10,9 @@ import torch
 from evaluation.bench.case import Outputs, poisoned_memory
 from evaluation.bench.stack_case import StackSetup
 from evaluation.bench.stack_record import Precision, StackContender, Unmeasured
-from evaluation.bench.timing import capture
 from evaluation.bench.trees import LoadedTree
 from evaluation.suite.result import short_line
+from evaluation.worker.capture import capture
 
 Call = Callable[[], Outputs]
 

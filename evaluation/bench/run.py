@@ -15,8 +15,9 @@ from evaluation.bench.machine import describe_machine
 from evaluation.bench.norm_adaln import norm_cases
 from evaluation.bench.provenance import provenance
 from evaluation.bench.record import BenchRecord, Contender, Direction, Mode, Timing
-from evaluation.bench.timing import capture, time_in_turns
+from evaluation.bench.timing import time_in_turns
 from evaluation.bench.trees import load_tree
+from evaluation.worker.capture import capture
 
 # a few roundings of each dtype; vanilla's own error in bf16 is 3e-3
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from triton.testing import do_bench
@@ -11,36 +11,12 @@ from triton.testing import do_bench
 COPY_BYTES = 1 << 29
 SPAN_MS = 0.5  # long enough for an event's resolution, half a microsecond, not to matter
 
-T = TypeVar("T")
-
 
 class Rounds(NamedTuple):
     """The median of each round in microseconds, and the calls timed over all rounds."""
 
     rounds_us: list[float]
     samples: int
-
-
-def capture(call: Callable[[], T]) -> Callable[[], T]:
-    """A function that replays a CUDA graph of call() and returns what was captured, the same tensors each time.
-
-    call is first run three times on a side stream.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
-
-    def replay() -> T:
-        graph.replay()
-        return captured
-
-    return replay
 
 
 def time_in_turns(

@@ -20,12 +20,13 @@ from evaluation.bench.contenders import LIMITS
 from evaluation.bench.machine import describe_machine
 from evaluation.bench.provenance import provenance
 from evaluation.bench.stack_case import matmul_precision
-from evaluation.bench.timing import capture, time_in_turns
+from evaluation.bench.timing import time_in_turns
 from evaluation.bench.trees import LoadedTree
 from evaluation.bench.tune_cases import Subject
 from evaluation.bench.tune_record import Rejected, TileTiming, TuneJob, TuneRecord, TuneResult
 from evaluation.bench.tune_tables import TABLES, Table
 from evaluation.suite.result import short_line
+from evaluation.worker.capture import capture
 
 DEVICE = "cuda"
 WORSE = 2.0  # times the error of the table's tiles, and other tiles are wrong: they only change the order of sums

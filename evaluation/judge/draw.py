@@ -65,8 +65,7 @@ class Drawn:
 
 def draw(case: Case, seed: int) -> Drawn:
     """All values of a case; other cases of the same seed get others."""
-    name = f"{seed}:{case.name}".encode()
-    rng = Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7]))
+    rng = rng_of(seed, case)
     dtype = getattr(torch, case.dtype)
     weights = [_weights(case, rng) for _ in range(2 if case.scenario.startswith("other-weights") else 1)]
     calls = [_call(case, rng)]
@@ -79,6 +78,18 @@ def draw(case: Case, seed: int) -> Drawn:
     calls = [Call({k: t.to(dtype) for k, t in c.inputs.items()}, c.weights, c.attn_mask, c.start_pos) for c in calls]
     cotangents = tuple(_cotangents(case, call, rng) for call in calls) if case.mode != "inference" else ()
     return Drawn(case, rounded, tuple(calls), cotangents, laws)
+
+
+def draw_call(case: Case, rng: Generator) -> Call:
+    """One more call of a case, in its dtype."""
+    call, dtype = _call(case, rng), getattr(torch, case.dtype)
+    return Call({key: t.to(dtype) for key, t in call.inputs.items()}, 0, call.attn_mask, call.start_pos)
+
+
+def rng_of(seed: int, case: Case, part: str = "") -> Generator:
+    """For a case's values, or for one part of what is drawn for it."""
+    name = f"{seed}:{case.name}{part}".encode()
+    return Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7]))
 
 
 def _weights(case: Case, rng: Generator) -> dict[str, Tensor]:

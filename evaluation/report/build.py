@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from evaluation.judge.record import Numerics
 from evaluation.judge.scan import Finding
+from evaluation.judge.speed_record import Speed
 from evaluation.report.models import (
     Axis,
     Comparison,
@@ -18,14 +19,25 @@ from evaluation.report.models import (
     TreeSection,
     Verdict,
 )
+from evaluation.report.speed_axis import speed_axis, unmet
 from evaluation.suite.pair import PairRun
-from evaluation.suite.result import INTEGRITY_PROBLEMS, WORKER_PROBLEMS, Expectation, Failure, FailureKind, SuiteRun
+from evaluation.suite.result import (
+    INTEGRITY_PROBLEMS,
+    SPEED_DEMANDS,
+    WORKER_PROBLEMS,
+    Expectation,
+    Failure,
+    FailureKind,
+    SuiteRun,
+)
 
-_SPEED = Axis(status="not_measured", reason="this version of the grader does not measure speed")
 _FORGED = INTEGRITY_PROBLEMS | {FailureKind.REPORT_MISMATCH}
+_OF_SPEED = SPEED_DEMANDS | {FailureKind.SPEED_FORGED}
 _SAYS_NOTHING_OF: dict[Expectation, frozenset[FailureKind]] = {
-    "contract": frozenset({FailureKind.UPGRADE_PASSED_ON_BEFORE, FailureKind.UPGRADE_FAILED_ON_AFTER}),
-    "upgrade": WORKER_PROBLEMS | {FailureKind.CONTRACT_FAILED, FailureKind.NUMERICS_WRONG},
+    "contract": _OF_SPEED | {FailureKind.UPGRADE_PASSED_ON_BEFORE, FailureKind.UPGRADE_FAILED_ON_AFTER},
+    "upgrade": _OF_SPEED
+    | WORKER_PROBLEMS
+    | {FailureKind.CONTRACT_FAILED, FailureKind.NUMERICS_WRONG, FailureKind.TIMED_OUTPUT_WRONG},
 }
 
 
@@ -40,7 +52,8 @@ def build_report(
     findings: tuple[Finding, ...] = (),
 ) -> Report:
     """The verdict on a pair of runs: success when nothing failed."""
-    before, after, failures = pair.before, pair.after, pair.failures
+    before, after = pair.before, pair.after
+    failures = (*pair.failures, *unmet(settings.require, speed_axis(pair.speed, pair.failures)))
     comparison = _compare(before, after, passed_gate=not failures)
     return Report(
         run_id=run_id,
@@ -54,20 +67,23 @@ def build_report(
         comparison=comparison,
         results=Results(before=_results(before), after=_results(after), comparison=comparison),
         numerics=pair.numerics,
+        speed=pair.speed,
         findings=findings,
-        verdict=verdict(before, after, pair.numerics, failures),
+        verdict=verdict(before, after, pair.numerics, pair.speed, failures),
         failures=failures,
         success=not failures,
         error=headline(failures),
     )
 
 
-def verdict(before: SuiteRun, after: SuiteRun, numerics: Numerics, failures: tuple[Failure, ...]) -> Verdict:
+def verdict(
+    before: SuiteRun, after: SuiteRun, numerics: Numerics, speed: Speed, failures: tuple[Failure, ...]
+) -> Verdict:
     """The axes, each from what was recorded and nothing else."""
     return Verdict(
         correctness=_correctness(after, numerics, failures),
         deployability=_axis("upgrade", after, failures),
-        speed=_SPEED,
+        speed=speed_axis(speed, failures),
         integrity=_integrity(before, after, failures),
     )
 

@@ -11,7 +11,7 @@ from evaluation.suite.result import Failure, FailureKind, GraderError, exit_code
 _STATUS: dict[Status, str] = {
     "pass": "passes",
     "fail": "fails",
-    "inconclusive": "cannot be told, since something else went wrong first",
+    "inconclusive": "cannot be told from this run",
     "not_measured": "was not measured, which is not a pass",
 }
 _AXES = {
@@ -49,11 +49,15 @@ MEANINGS: dict[FailureKind, str] = {
     FailureKind.UNDECLARED_OUTCOME: "Tests were skipped or expected to fail, which no test of this suite may.",
     FailureKind.MISSING_TESTS: "Tests ran on one tree only.",
     FailureKind.EXPECTATION_DIFFERS: "The same tests were declared or left out differently on the two trees.",
-    FailureKind.WORKER_LIMIT_BROKEN: "The numeric cases took more of the machine than they may, and were stopped.",
-    FailureKind.WORKER_TIMEOUT: "The numeric cases did not end in time. --timeout gives them more.",
-    FailureKind.WORKER_CRASHED: "The process that ran the numeric cases died.",
-    FailureKind.WORKER_NO_RESULT: "The process that ran the numeric cases ended before it had done them.",
+    FailureKind.WORKER_LIMIT_BROKEN: "Its numeric or timed cases took more of the machine than they may: stopped.",
+    FailureKind.WORKER_TIMEOUT: "The numeric or timed cases did not end in time. --timeout gives them more.",
+    FailureKind.WORKER_CRASHED: "The process that ran the numeric or timed cases died.",
+    FailureKind.WORKER_NO_RESULT: "The process that ran the numeric or timed cases ended before it had done them.",
     FailureKind.NUMERICS_WRONG: "What it computes is further from the truth than rounding explains, or malformed.",
+    FailureKind.TIMED_OUTPUT_WRONG: "What it gives while it is timed is wrong.",
+    FailureKind.SPEED_FORGED: "What it tells of its times contradicts the grader's clock, or what machines can do.",
+    FailureKind.SPEED_NOT_SHOWN: "--require speed asks for a faster after than was shown.",
+    FailureKind.SPEED_NOT_MEASURED: "--require speed asks for the fused path's speed, which needs a GPU.",
     FailureKind.GRADER_ERROR: "The grader could not do its work. This says nothing about either tree.",
 }
 _SHOWN = 3

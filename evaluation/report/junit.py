@@ -12,13 +12,19 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def to_junit(report: Report) -> str:
     """A testsuite for the verdict, so that a run without tests is not green either, and one per tree.
 
+    Speed that was not shown counts as skipped: whether it is a failure, the verdict says.
     A test case fails when it did not do what was declared: an upgrade test that fails on before is a success.
     """
     root = ElementTree.Element("testsuites", name="mmdit-kata", time=f"{report.duration_seconds:.3f}")
-    suite = ElementTree.SubElement(root, "testsuite", name="verdict", tests="1", failures=str(int(not report.success)))
+    speed, shown = report.verdict.speed, report.verdict.speed.status == "pass"
+    counts = {"tests": "2", "failures": str(int(not report.success)), "skipped": str(int(not shown))}
+    suite = ElementTree.SubElement(root, "testsuite", counts, name="verdict")
     verdict = ElementTree.SubElement(suite, "testcase", classname="evaluation", name="verdict")
     if report.error:
         ElementTree.SubElement(verdict, "failure", message=_clean(report.error))
+    element = ElementTree.SubElement(suite, "testcase", classname="evaluation", name="speed")
+    if not shown:
+        ElementTree.SubElement(element, "skipped", message=_clean(f"{speed.status}: {speed.reason}"))
     _add_suite(root, "after", report.results.after)
     _add_suite(root, "before", report.results.before)
     ElementTree.indent(root)

@@ -7,12 +7,14 @@ from pydantic import ConfigDict, Field, model_validator
 
 from evaluation.judge.record import Numerics
 from evaluation.judge.scan import Finding
+from evaluation.judge.speed_record import Speed
 from evaluation.suite.condition import EMPTY, NOT_EMPTY, NOT_NULL, NULL, conditions, when
 from evaluation.suite.probe import Device, Machine
 from evaluation.suite.result import CaseResult, Evidence, Failure, NotRun, Record
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
+Demand = Literal["speed"]
 Status = Literal["pass", "fail", "inconclusive", "not_measured"]
 
 
@@ -35,6 +37,7 @@ class RunSettings(Record):
     timeout_seconds: float
     seed: int
     device: Device
+    require: tuple[Demand, ...] = Field(default=(), description="axes that must pass beside those that always must")
 
 
 class TestRun(Record):
@@ -102,7 +105,7 @@ class Axis(Record):
 class Verdict(Record):
     """Of the after tree. Correctness: the contract tests and the numeric cases; deployability: the upgrade tests.
 
-    Integrity: what both runs of the suite left behind agrees with what they report.
+    Integrity: what both runs of the suite, and the timed calls, left behind agrees with what they report.
     """
 
     correctness: Axis
@@ -129,7 +132,7 @@ class Report(Record):
     """One evaluation. `success` is true exactly when `error` is null and `failures` is empty."""
 
     model_config = ConfigDict(json_schema_extra=conditions(when("success", [True], _SUCCESS, _NO_SUCCESS)))
-    schema_version: Literal["1.1"] = SCHEMA_VERSION
+    schema_version: Literal["1.2"] = SCHEMA_VERSION
     run_id: str
     started_at: datetime
     finished_at: datetime
@@ -141,6 +144,7 @@ class Report(Record):
     comparison: Comparison
     results: Results
     numerics: Numerics
+    speed: Speed
     findings: tuple[Finding, ...] = Field(description="places of after to read; they decide nothing")
     verdict: Verdict
     failures: tuple[Failure, ...]

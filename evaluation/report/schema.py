@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from evaluation.bench.record import BenchRecord
 from evaluation.bench.stack_record import StackRecord
 from evaluation.bench.tune_record import TuneRecord
 from evaluation.report.bundle_record import Bundle
 from evaluation.report.models import Report
+from evaluation.store.forms import GateRecord, History, RunComparison, SummaryExport, ValueExport
 from evaluation.store.models import Artifact, MetricsLine, RunFile, RunSummary
 from evaluation.suite.result import Record
 from evaluation.training.parity import ParityRecord
@@ -25,6 +24,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "schema"
 MODELS: tuple[type[Record], ...] = (
     *(Report, Bundle, BenchRecord, StackRecord, TuneRecord, ParityRecord),
     *(RunFile, RunSummary, MetricsLine, Artifact),
+    *(RunComparison, GateRecord, History, SummaryExport, ValueExport),
 )
 
 
@@ -35,6 +35,8 @@ def schema_file(model: type[Record]) -> Path:
 
 def generate(model: type[Record]) -> str:
     """A model's schema as text, for its file."""
+    from jsonschema import Draft202012Validator  # slow to import
+
     body = model.model_json_schema(mode="serialization")
     schema = {"$schema": Draft202012Validator.META_SCHEMA["$id"]} | body
     Draft202012Validator.check_schema(schema)
@@ -43,6 +45,8 @@ def generate(model: type[Record]) -> str:
 
 def validate(model: type[Record], document: Any) -> None:
     """Raise jsonschema.ValidationError unless `document` has the committed form of this model."""
+    from jsonschema import Draft202012Validator  # slow to import
+
     Draft202012Validator(json.loads(schema_file(model).read_text(encoding="utf-8"))).validate(document)
 
 

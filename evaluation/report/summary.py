@@ -9,6 +9,7 @@ from rich.table import Table
 
 from evaluation.judge.record import NumericsRun
 from evaluation.judge.scan import RULES
+from evaluation.judge.speed_record import Speed
 from evaluation.report.models import Report, Status, TreeResults
 from evaluation.suite.result import exit_code
 from evaluation.suite.show import print_failures, print_not_run
@@ -23,6 +24,8 @@ def print_report(console: Console, report: Report, file: Path) -> None:
     print_failures(console, report.failures, _messages(report))
     console.print(_axes(report))
     console.print(_counts(report))
+    if report.speed.cases:
+        console.print(_times(report.speed))
     print_not_run(console, report.results.after.not_run)
     for each in report.findings:
         place = f"{each.file}:{each.line}: {each.message}: {RULES[each.rule]}"
@@ -54,6 +57,20 @@ def _counts(report: Report) -> Table:
     table.add_row("numeric", *(_numbers(run) for run in (report.numerics.before, report.numerics.after)))
     seconds = (report.before.tests.duration_seconds, report.after.tests.duration_seconds)
     table.add_row("seconds", *(f"{each:.0f}" for each in seconds))
+    return table
+
+
+def _times(speed: Speed) -> Table:
+    """Timed cases; `what` was timed is said, as a fallback is not the fused path."""
+    table = Table(f"timed: {speed.what}", "before", "after", "before / after", "may be noise", "after is")
+    for case in speed.cases:
+        medians = {(each.worker, each.contender): each.median_seconds for each in case.contenders}
+        told = [
+            f"{name} {1e3 * seconds:.4g} ms" if name and (seconds := medians[worker, name]) else ""
+            for worker, name in (("before", case.baseline), ("after", case.contender))
+        ]
+        noise = "" if case.noise_floor is None else f"{case.noise_floor:.3g}"
+        table.add_row(escape(case.name), *told, escape(str(case.ratio or "")), noise, case.outcome)
     return table
 
 

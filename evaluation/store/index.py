@@ -1,5 +1,6 @@
 """The index, which the store's tables are read from. It is made from the files, and holds nothing that they do not."""
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ MIGRATIONS = (
     """
     CREATE TABLE runs (
         id TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT, kind TEXT, status TEXT, started_at TEXT,
-        document TEXT, stamp TEXT NOT NULL
+        likeness TEXT, document TEXT, stamp TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE metrics (
         run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, name TEXT NOT NULL, count INTEGER NOT NULL,
@@ -72,11 +73,13 @@ class Index:
         """In place of what was known of the run; inside `writing`."""
         self.drop(run)
         about = found.run
-        row = (
-            (about.kind, about.status, about.started_at.isoformat(), about.model_dump_json()) if about else (None,) * 4
-        )
+        row: tuple[str | None, ...] = (None,) * 5
+        if about:
+            likeness = json.dumps(about.likeness(), sort_keys=True)
+            row = (about.kind, about.status, about.started_at.isoformat(), likeness, about.model_dump_json())
         self._database.execute(
-            "INSERT INTO runs (id, state, reason, kind, status, started_at, document, stamp) VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT INTO runs (id, state, reason, kind, status, started_at, likeness, document, stamp)"
+            " VALUES (?,?,?,?,?,?,?,?,?)",
             (run, found.state, found.reason, *row, stamp),
         )
         marks = ",".join("?" * (1 + len(_COLUMNS)))
@@ -97,7 +100,7 @@ class Index:
 
     def dump(self) -> dict[str, list[tuple]]:
         """All that it holds but the stamps, to compare two by."""
-        columns = "id, state, reason, kind, status, started_at, document"
+        columns = "id, state, reason, kind, status, started_at, likeness, document"
         return {
             "runs": self.rows(f"SELECT {columns} FROM runs ORDER BY id"),
             "metrics": self.rows("SELECT * FROM metrics ORDER BY run, name"),

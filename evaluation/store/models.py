@@ -11,7 +11,8 @@ from evaluation.report.models import Environment
 from evaluation.suite.result import Record
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}$")]
+TAG = r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}$"
+Tag = Annotated[str, Field(pattern=TAG)]
 LONGEST_NAME = 200
 MetricName = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 ArtifactName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}$")]

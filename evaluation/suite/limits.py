@@ -1,16 +1,20 @@
 """What a candidate's processes may take of the machine, and how that is watched. Linux only."""
 
 import os
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from evaluation.suite.result import GraderError
 
 GIB = 1 << 30
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _THREADS = 64  # of a process, which RLIMIT_NPROC counts as well
 _LOOK_SECONDS = 0.2
 _WALK_SECONDS = 2.0
+_LEAST_FREE = 1 << 26  # of a disk
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Limits:
     memory_bytes: int = 0  # 0: three quarters of what the machine or the container has
     processes: int = 256
     output_bytes: int = GIB
-    folder_bytes: int = 4 * GIB  # in the scratch folder
+    folder_bytes: int = 0  # in the scratch folder; 0: three quarters of what its disk has free, at most 4 GiB
     file_bytes: int = 4 * GIB  # one file, anywhere
 
     def resource_limits(self) -> dict[str, int]:
@@ -35,12 +39,16 @@ class Watch:
     def __init__(self, root: int, folder: Path, limits: Limits) -> None:
         self.root, self.folder, self.limits = root, folder, limits
         self.memory = limits.memory_bytes or _memory_of_this_machine() * 3 // 4
+        self.space = limits.folder_bytes or min(4 * GIB, shutil.disk_usage(folder).free * 3 // 4)
         self.output = 0
         self.broken: str | None = None
         self._look = self._walk = time.monotonic()
 
     def __call__(self, written: int) -> str | None:
-        """Count `written` more bytes of output and look; the name of a broken limit, once there is one."""
+        """Count `written` more bytes of output and look; the name of a broken limit, once there is one.
+
+        Raises GraderError when the disk is full while the scratch folder is within its limit.
+        """
         self.output += written
         now = time.monotonic()
         if self.output > self.limits.output_bytes:
@@ -49,10 +57,8 @@ class Watch:
             self._look = now + _LOOK_SECONDS
             self.broken = self._processes()
             if self.broken is None and now >= self._walk:
-                size = size_of(self.folder)
+                self.broken = self._files()
                 self._walk = time.monotonic() + _WALK_SECONDS
-                if size > self.limits.folder_bytes:
-                    self.broken = f"wrote more than {_told(self.limits.folder_bytes)} of temporary files"
         return self.broken
 
     def _processes(self) -> str | None:
@@ -62,6 +68,19 @@ class Watch:
         if sum(found.values()) > self.memory:
             return f"took more than {_told(self.memory)} of memory"
         return None
+
+    def _files(self) -> str | None:
+        if size_of(self.folder) > self.space:
+            return f"wrote more than {_told(self.space)} of temporary files"
+        check_space(self.folder, _LEAST_FREE)
+        return None
+
+
+def check_space(folder: Path, least: int) -> None:
+    """Raises GraderError when the disk of `folder` has less than `least` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < least:
+        raise GraderError(f"the disk of {folder} has {_told(free)} free, and {_told(least)} are needed")
 
 
 def descendants(root: int) -> dict[int, int]:

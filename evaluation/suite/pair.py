@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from evaluation.judge.record import Numerics
+from evaluation.judge.speed_record import Speed, not_timed
 from evaluation.suite.integrity import check_ids, digest_of
 from evaluation.suite.judge import judge_pair, judge_tree
 from evaluation.suite.probe import Machine, describe_machine
@@ -27,7 +29,20 @@ from evaluation.suite.run import Settings, collect_ids, prepare, run_suite
 from evaluation.suite.stage import Staged
 
 GRADER = Path(__file__).resolve().parents[1]
-Judge = Callable[[Staged, Staged, Settings, Console, Machine], tuple[Numerics, tuple[Failure, ...]]]
+NUMERICS, SPEED = "numerics", "speed"  # folders of a bundle
+BROKEN_FIRST = "the run did not come to the timed calls"
+WRONG_FIRST = "nothing was timed, since the numeric cases are wrong"
+
+
+class Judged(NamedTuple):
+    """What the judge says of both trees."""
+
+    numerics: Numerics
+    failures: tuple[Failure, ...]
+    speed: Speed = not_timed("the judge was not asked to time anything")
+
+
+Judge = Callable[[Staged, Staged, Settings, Console, Machine], Judged]
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,14 @@ class PairRun:
     before: SuiteRun
     after: SuiteRun
     numerics: Numerics
+    speed: Speed
     failures: tuple[Failure, ...]
 
 
 def run_pair(before: Path, after: Path, settings: Settings, console: Console, judge: Judge) -> PairRun:
     """What goes wrong, the grader's own errors included, is in the result's `failures`."""
-    machine, numerics, grader_failures = Machine(), Numerics(), []
-    wrong_numbers: tuple[Failure, ...] = ()
+    machine, grader_failures = Machine(), []
+    judged = Judged(Numerics(), (), not_timed(BROKEN_FIRST))
     runs: dict[Role, SuiteRun] = {
         "before": SuiteRun(role="before", tree=str(before)),
         "after": SuiteRun(role="after", tree=str(after)),
@@ -54,43 +70,53 @@ def run_pair(before: Path, after: Path, settings: Settings, console: Console, ju
         with ExitStack() as stack:
             stages = _run_both(runs, settings, console, stack)
             if stages:
-                numerics, wrong_numbers = judge(*stages, settings, console, machine)
-                if not numerics.after.cases and not wrong_numbers:
+                judged = Judged(*judge(*stages, settings, console, machine))
+                if not judged.numerics.after.cases and not judged.failures:
                     raise GraderError("no numeric case was run")
     except Exception as error:
         if not isinstance(error, GraderError):
             traceback.print_exc(file=sys.stderr)
         message = str(error) if isinstance(error, GraderError) else f"{type(error).__name__}: {error}"
         grader_failures.append(Failure(kind=FailureKind.GRADER_ERROR, tree=None, message=message))
-    failures = gather(grader_failures, wrong_numbers, runs["before"], runs["after"])
-    return PairRun(machine, runs["before"], runs["after"], numerics, failures)
+    failures = gather(grader_failures, judged.failures, runs["before"], runs["after"])
+    return PairRun(machine, runs["before"], runs["after"], judged.numerics, judged.speed, failures)
 
 
 def gather(
-    grader_failures: Sequence[Failure], wrong_numbers: Sequence[Failure], before: SuiteRun, after: SuiteRun
+    grader_failures: Sequence[Failure], judged: Sequence[Failure], before: SuiteRun, after: SuiteRun
 ) -> tuple[Failure, ...]:
     """Every failure of a pair, the most telling first."""
     failures = (
         *grader_failures,
-        *(failure for failure in wrong_numbers if failure.tree == "after"),
+        *(failure for failure in judged if failure.tree == "after"),
         *judge_tree(after),
         *judge_tree(before),
-        *(failure for failure in wrong_numbers if failure.tree == "before"),
+        *(failure for failure in judged if failure.tree == "before"),
         *judge_pair(before, after),
     )
     return tuple(sorted(failures, key=grader_is_to_blame, reverse=True))
 
 
-def judge_numbers(
-    before: Staged, after: Staged, settings: Settings, console: Console, machine: Machine
-) -> tuple[Numerics, tuple[Failure, ...]]:
-    """Imports torch, which takes seconds and may fail: only here, where that is the grader's error."""
+def judge_both(before: Staged, after: Staged, settings: Settings, console: Console, machine: Machine) -> Judged:
+    """The numeric cases, and then, where nothing is wrong with them, the timed ones.
+
+    Imports torch, which takes seconds and may fail: only here, where that is the grader's error.
+    """
     from evaluation.judge.cases import cases
     from evaluation.judge.numerics import judge_numerics
+    from evaluation.judge.speed import judge_speed
+    from evaluation.judge.speed_cases import plans
 
     device = "cuda" if machine.gpus and settings.device != "cpu" else "cpu"
-    keep = settings.keep and settings.keep / "numerics"
-    return judge_numerics(before, after, cases(settings.quick), settings.timeout, device, console, keep)
+    folders = [settings.keep and settings.keep / name for name in (NUMERICS, SPEED)]
+    numerics, wrong = judge_numerics(
+        before, after, cases(settings.quick), settings.timeout, device, console, folders[0]
+    )
+    if wrong:
+        return Judged(numerics, wrong, not_timed(WRONG_FIRST))
+    chosen = plans(device, settings.quick)
+    speed, wrong = judge_speed(before, after, chosen, settings.timeout, device, console, folders[1])
+    return Judged(numerics, wrong, speed)
 
 
 def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console, stack: ExitStack) -> list[Staged]:

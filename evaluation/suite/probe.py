@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.suite.limits import GIB, check_space
 from evaluation.suite.process import Finished, run_bounded
 from evaluation.suite.result import FailureKind, GraderError, Record, TreeProblem, short_line
 from evaluation.suite.stage import Staged, child_environment, scratch_folder
@@ -28,8 +29,9 @@ class Machine(Record):
 
 
 def describe_machine(device: Device) -> Machine:
-    """Raises GraderError when torch or pytest cannot be used here, or the GPU that `device` insists on."""
+    """Raises GraderError when torch or pytest cannot be used here, the GPU that `device` insists on, or the disk."""
     with scratch_folder() as scratch:
+        check_space(scratch, GIB)
         result = scratch / "machine.json"
         command = [sys.executable, "-P", str(_WORKERS / "describe_machine.py"), str(result)]
         done = run_bounded(command, cwd=scratch, env=child_environment(scratch), timeout=_MACHINE_SECONDS)

@@ -83,34 +83,57 @@ def run_bounded(
     stdin holds at most a pipe's worth of bytes and then ends. Of stdout and stderr together the last
     TAIL_BYTES are kept; `on_output` sees every chunk, and an empty one now and then while there is none.
     """
+    started, limits = time.monotonic(), limits or Limits()
+    with (
+        _pipe_holding(stdin) as source,
+        supervised(command, cwd=cwd, env=env, stdin=source, limits=limits) as (process, watch),
+    ):
+        tail = _follow(process, started + timeout, on_output or _ignore, watch)
+        return_code = process.poll()
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        rest = _drain(pipe.fileno())
+    if on_output and rest:
+        on_output(rest)
+    tail = (tail + rest)[-TAIL_BYTES:]
+    return Finished(return_code, time.monotonic() - started, tail.decode(errors="replace"), watch.broken)
+
+
+@contextmanager
+def supervised(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: BinaryIO | int,
+    limits: Limits,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[tuple[subprocess.Popen[bytes], Watch]]:
+    """The supervisor of a running command, whose output it pipes, and the watch over its limits; nothing of the command
+    is alive afterwards. One may be started within another.
+    """
     _adopt_orphans()
     bystanders = _children()
-    started = time.monotonic()
-    process, limits = None, limits or Limits()
+    process = None
     supervisor = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(os.getpid())]
     try:
-        with _urgent(), _pipe_holding(stdin) as source:
+        with _urgent():
             process = subprocess.Popen(
                 [*supervisor, json.dumps(limits.resource_limits()), "--", *command],
                 cwd=cwd,
                 env=dict(env),
-                stdin=source,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
-            watch = Watch(process.pid, Path(env.get("TMPDIR", cwd)), limits)
-            tail = _follow(process, started + timeout, on_output or _ignore, watch)
-        return_code = process.poll()
+            yield process, Watch(process.pid, Path(env.get("TMPDIR", cwd)), limits)
     finally:
         with _stop_signals_deferred():
             if process is not None and process.poll() is None:
                 _end(process)
             _kill_children_except(bystanders)
-    assert process.stdout is not None
-    with process.stdout as pipe:
-        tail = (tail + _drain(pipe.fileno()))[-TAIL_BYTES:]
-    return Finished(return_code, time.monotonic() - started, tail.decode(errors="replace"), watch.broken)
 
 
 @contextmanager

@@ -69,6 +69,12 @@ class FailureKind(StrEnum):
     WORKER_NO_RESULT = "worker_no_result"
     NUMERICS_WRONG = "numerics_wrong"
 
+    # The timed calls: what they give is wrong, what they tell of time cannot be, or --require speed asked for more.
+    TIMED_OUTPUT_WRONG = "timed_output_wrong"
+    SPEED_FORGED = "speed_forged"
+    SPEED_NOT_SHOWN = "speed_not_shown"
+    SPEED_NOT_MEASURED = "speed_not_measured"
+
     # The grader could not do its work.
     GRADER_ERROR = "grader_error"
 
@@ -81,7 +87,10 @@ WORKER_PROBLEMS = frozenset(
         FailureKind.WORKER_NO_RESULT,
     }
 )
-INTEGRITY_PROBLEMS = frozenset({FailureKind.SUITE_FORGED, FailureKind.TREE_CHANGED, FailureKind.GRADER_CHANGED})
+INTEGRITY_PROBLEMS = frozenset(
+    {FailureKind.SUITE_FORGED, FailureKind.SPEED_FORGED, FailureKind.TREE_CHANGED, FailureKind.GRADER_CHANGED}
+)
+SPEED_DEMANDS = frozenset({FailureKind.SPEED_NOT_SHOWN, FailureKind.SPEED_NOT_MEASURED})
 RUN_PROBLEMS = (
     WORKER_PROBLEMS
     | INTEGRITY_PROBLEMS
@@ -105,7 +114,7 @@ RUN_PROBLEMS = (
 
 
 # A failure of any other kind is one tree's, and names no test.
-OF_NO_TREE = frozenset({FailureKind.GRADER_ERROR, FailureKind.EXPECTATION_DIFFERS})
+OF_NO_TREE = frozenset({FailureKind.GRADER_ERROR, FailureKind.EXPECTATION_DIFFERS, FailureKind.SPEED_NOT_MEASURED})
 NAMES_TESTS = frozenset(
     {
         FailureKind.CONTRACT_FAILED,

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,14 @@ from rich.console import Console
 from evaluation.evaluate import main as evaluate
 from evaluation.judge.case import Case, Sizes
 from evaluation.judge.numerics import judge_again, judge_numerics
-from evaluation.judge.record import Numerics
+from evaluation.judge.speed_cases import Plan
+from evaluation.judge.speed_record import not_timed
+from evaluation.report.bundle import judge_kept
 from evaluation.report.explain import MEANINGS, explain, read_report
 from evaluation.suite import pair
+from evaluation.suite.pair import WRONG_FIRST, Judged, judge_both
 from evaluation.suite.probe import Machine
-from evaluation.suite.result import Failure, FailureKind, GraderError
+from evaluation.suite.result import FailureKind, GraderError
 from evaluation.suite.run import Settings
 from evaluation.suite.stage import Staged, staged
 from evaluation.tests.conftest import FAKE, Kata
@@ -28,12 +32,12 @@ __all__ = ["fake"]  # the fixture
 KNOWN = {case.name: case for case in CASES}
 
 
-def norm_numbers(
-    before: Staged, after: Staged, settings: Settings, console: Console, _machine: Machine
-) -> tuple[Numerics, tuple[Failure, ...]]:
+def norm_numbers(before: Staged, after: Staged, settings: Settings, console: Console, _machine: Machine) -> Judged:
     """The real judge, on cases that the fake kata has the function for."""
     keep = settings.keep and settings.keep / "numerics"
-    return judge_numerics(before, after, CASES, 60, "cpu", console, keep)
+    numerics, wrong = judge_numerics(before, after, CASES, 60, "cpu", console, keep)
+    assert wrong
+    return Judged(numerics, wrong, not_timed(WRONG_FIRST))
 
 
 class Graded(NamedTuple):
@@ -104,6 +108,23 @@ def test_kept_results_are_judged_the_same_and_unknown_cases_refused(fake: Path, 
     other = Case("layernorm_adaln", Sizes(1, 1, 1, 1, 2))
     with pytest.raises(GraderError, match="does not know"):
         judge_again(keep, {other.name: other}, console)
+
+
+def test_numbers_and_times_are_judged_one_after_the_other_and_again_from_what_was_kept(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = Plan(replace(CASES[0], mode="inference"), calls=2, rounds=2)
+    monkeypatch.setattr("evaluation.judge.cases.QUICK", CASES)
+    monkeypatch.setattr("evaluation.judge.speed_cases.plans", lambda *_: (plan,))
+    settings = Settings(suite=fake, quick=True, timeout=60, seed=1, device="cpu", keep=tmp_path / "keep")
+    with ExitStack() as stack:
+        trees = [stack.enter_context(staged(fake / role, role)) for role in ("before", "after")]
+        first = judge_both(*trees, settings, Console(quiet=True), Machine())
+    assert first.failures == ()
+    assert [case.name for case in first.speed.cases] == [plan.case.name]
+    assert len(first.numerics.after.cases) == len(CASES)
+    again = judge_kept(tmp_path / "keep", Console(quiet=True))
+    assert again == first
 
 
 def test_every_kind_of_failure_has_a_meaning():

@@ -23,7 +23,8 @@ def grade(kata: Kata, *more: str) -> int:
 
 
 def reports_of(kata: Kata) -> list[Path]:
-    return sorted((kata.folder / "reports").rglob("*.json"))
+    folder = kata.folder / "reports"
+    return sorted(file for file in folder.rglob("*.json") if "runs" not in file.relative_to(folder).parts)
 
 
 @pytest.mark.usefixtures("known_machine")
@@ -103,6 +104,17 @@ class TestEvaluate:
     def test_a_missing_suite_is_3(self, kata: Kata):
         kata.suite.rename(kata.folder / "elsewhere")
         assert grade(kata) == 3
+
+    def test_speed_that_is_required_and_was_not_measured_is_1(self, kata: Kata, capsys: pytest.CaptureFixture[str]):
+        assert grade(kata, "--require", "speed") == 1
+        assert "FAILED speed_not_measured: --require speed: the judge was not asked" in capsys.readouterr().out
+        report = json.loads(reports_of(kata)[0].read_text())
+        assert {name: axis["status"] for name, axis in report["verdict"].items()} == {
+            "correctness": "pass",
+            "deployability": "pass",
+            "speed": "not_measured",
+            "integrity": "pass",
+        }
 
     def test_junit_is_written_on_demand(self, kata: Kata, tmp_path: Path):
         assert grade(kata, "--junit", str(tmp_path / "junit.xml")) == 0

@@ -74,7 +74,7 @@ class TestPair:
     def test_an_honest_pair_passes_and_says_what_was_checked(self, kata: Kata):
         pair = kata.grade()
         assert pair.failures == ()
-        axis = verdict(pair.before, pair.after, pair.numerics, pair.failures).integrity
+        axis = verdict(pair.before, pair.after, pair.numerics, pair.speed, pair.failures).integrity
         assert (axis.status, axis.reason) == (
             "pass",
             "7 canaries did as they must, 6 tests reached their last line, no file changed",
@@ -83,14 +83,15 @@ class TestPair:
     def test_a_forged_run_fails_integrity_with_the_evidence(self, kata: Kata):
         kata.append(INIT, WRONG + SPARES_CANARIES)
         pair = kata.grade()
-        axis = verdict(pair.before, pair.after, pair.numerics, pair.failures).integrity
+        axis = verdict(pair.before, pair.after, pair.numerics, pair.speed, pair.failures).integrity
         assert axis.status == "fail"
         assert axis.reason.startswith("the results contradict themselves: 1 passes of test_square.py::test_area")
 
     def test_a_run_that_broke_leaves_integrity_open(self, kata: Kata):
         kata.append(INIT, "import os\ndef area(_): os._exit(0)")
         pair = kata.grade()
-        assert verdict(pair.before, pair.after, pair.numerics, pair.failures).integrity.status == "inconclusive"
+        axes = verdict(pair.before, pair.after, pair.numerics, pair.speed, pair.failures)
+        assert axes.integrity.status == "inconclusive"
 
     def test_tests_that_both_trees_lack_are_missed(self, kata: Kata):
         for tree in ("before", "after"):

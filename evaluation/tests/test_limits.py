@@ -7,13 +7,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from evaluation.suite.command import ROOT
 from evaluation.suite.limits import Limits, descendants, size_of
+from evaluation.suite.probe import describe_machine
 from evaluation.suite.process import Finished, run_bounded
-from evaluation.suite.result import FailureKind
+from evaluation.suite.result import FailureKind, GraderError
 from evaluation.tests.conftest import Kata, wait_for
 
 SMALL = Limits(memory_bytes=1 << 28, processes=20, output_bytes=1 << 24, folder_bytes=1 << 24)
@@ -65,6 +67,15 @@ def test_without_its_limit_a_greedy_process_is_not_noticed(tmp_path: Path, which
     generous = replace(Limits(), **dict.fromkeys(limit, 10_000 if which == "forks" else 1 << 40))
     done = run(tmp_path, code.replace("while True", "for _ in range(1000)"), generous, timeout=4)
     assert (done.return_code, done.broken) == (None, None)
+
+
+def test_a_full_disk_is_not_the_candidates_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    full = Mock(return_value=Mock(free=1 << 20))
+    monkeypatch.setattr("shutil.disk_usage", full)
+    with pytest.raises(GraderError, match=r"has 0\.000977 GiB free, and 0\.0625 GiB are needed"):
+        run(tmp_path, "", Limits())
+    with pytest.raises(GraderError, match="and 1 GiB are needed"):
+        describe_machine("cpu")
 
 
 def test_a_file_beyond_its_limit_cannot_be_written(tmp_path: Path):

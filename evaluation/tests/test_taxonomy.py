@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from evaluation.judge.record import CaseNumbers
+from evaluation.judge.speed_record import Speed, SpeedCase
 from evaluation.suite.result import MAY_NAME_TESTS, NAMES_TESTS, OF_NO_TREE, CaseResult, Failure, FailureKind, Record
 
 
@@ -40,6 +41,40 @@ def test_a_test_tells_why_exactly_when_it_did_not_pass(outcome: str, message: st
     document = {"nodeid": "a", "name": "a", "outcome": outcome, "expectation": "contract", "duration_seconds": 1.0}
     assert refused(CaseResult, document | {"message": message}) == (True, True)
     assert refused(CaseResult, document | {"message": "m" if message is None else None}) == (False, False)
+
+
+CASE = dict.fromkeys(("baseline", "contender"), "eager") | {
+    "name": "a",
+    "why": None,
+    "ratio": {"ratio": 1.0, "low": 0.9, "high": 1.1},
+    "host_ratio": {"ratio": 1.0, "low": 0.9, "high": 1.1},
+    "same": [],
+    "noise_floor": 1.0,
+    "least_seconds": None,
+    "path": "fused",
+    "own_kernels": [],
+    "contenders": [],
+}
+UNMEASURED = CASE | dict.fromkeys(("baseline", "contender", "ratio", "host_ratio")) | {"why": "w"}
+
+
+@pytest.mark.parametrize("outcome", ["faster", "slower", "inconclusive", "not_measured"])
+def test_a_timed_case_has_a_ratio_exactly_when_it_was_measured_and_else_a_reason(outcome: str):
+    measured = outcome != "not_measured"
+    assert refused(SpeedCase, CASE | {"outcome": outcome}) == (not measured, not measured)
+    assert refused(SpeedCase, UNMEASURED | {"outcome": outcome}) == (measured, measured)
+    for name in ("baseline", "contender", "ratio", "host_ratio"):
+        assert refused(SpeedCase, CASE | {"outcome": outcome, name: None}) == (True, True)
+
+
+@pytest.mark.parametrize("what", ["fused", "fallback", "nothing"])
+def test_a_speed_section_has_cases_exactly_when_something_was_timed_and_else_a_reason(what: str):
+    timed = what != "nothing"
+    cases = [CASE | {"outcome": "faster"}]
+    document = {"what": what, "why": None, "confidence": 0.95, "cases": cases}
+    assert refused(Speed, document) == (not timed, not timed)
+    assert refused(Speed, document | {"why": "w", "cases": []}) == (timed, timed)
+    assert refused(Speed, document | {"why": "w"}) == (True, True)
 
 
 @pytest.mark.parametrize(("status", "problems"), [("pass", ["p"]), ("fail", [])])

@@ -48,6 +48,18 @@ def _write(results: Path, name: str, outputs: dict[str, Tensor], told: dict[str,
     replace(partial, results / f"{name}.json")
 
 
+def make_module(mmdit: ModuleType, entry: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    """The module of a plan's entry, with these weights, where they are."""
+    how = entry["make"]
+    if "configuration" in how:
+        module = getattr(mmdit, how["name"])(mmdit.MMDiTConfig(**how["configuration"]))
+    else:
+        module = getattr(mmdit, how["name"])(**how["arguments"])
+    module = module.to(device=next(iter(weights.values())).device, dtype=getattr(torch, entry["dtype"])).eval()
+    module.load_state_dict(weights, strict=True)
+    return module
+
+
 class Runner:
     """One case: a module, and calls with their values copied into the same memory wherever the shapes allow."""
 
@@ -57,19 +69,8 @@ class Runner:
         self.entry, self.tensors, self.outputs = entry, tensors, outputs
         self.buffers: dict[tuple[str, torch.Size], Tensor] = {}
         self.facts: dict[str, Any] = {}
-        self.module = None if "function" in entry["make"] else self.make(mmdit)
+        self.module = None if "function" in entry["make"] else make_module(mmdit, entry, self.below("w0."))
         self.call = getattr(mmdit, entry["make"]["function"]) if self.module is None else self.module
-
-    def make(self, mmdit: ModuleType) -> nn.Module:
-        how = self.entry["make"]
-        if "configuration" in how:
-            module = getattr(mmdit, how["name"])(mmdit.MMDiTConfig(**how["configuration"]))
-        else:
-            module = getattr(mmdit, how["name"])(**how["arguments"])
-        weights = self.below("w0.")
-        module = module.to(device=next(iter(weights.values())).device, dtype=getattr(torch, self.entry["dtype"])).eval()
-        module.load_state_dict(weights, strict=True)
-        return module
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}

@@ -46,3 +46,7 @@ class UnexpectedInputError(MMDiTError, ValueError):
 
 class PositionError(MMDiTError, IndexError):
     """A position outside the rotary table."""
+
+
+class KernelsError(MMDiTError, RuntimeError):
+    """Kernels compiled ahead of time that cannot be used here."""

@@ -159,7 +159,8 @@ def check_start_pos(start_pos: Tensor | int | None, x: Tensor, max_seq_len: int)
         raise ShapeError("start_pos", f"shape ({batch},)", str(tuple(start_pos.shape)))
     check_device("start_pos", start_pos, x)
     inside = ((start_pos >= 0) & (start_pos <= last)).all()
-    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+    unread = torch.compiler.is_compiling() or x.is_meta
+    if unread or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         torch._assert_async(inside, f"start_pos: expected {expected}")
     elif not inside:
         raise PositionError("start_pos", expected, str(start_pos.tolist()))

@@ -26,6 +26,7 @@ from mmdit.inference.weights import (
 from mmdit.ops.stack_persistent.op import run_persistent
 from mmdit.ops.stack_persistent.tuning import persistent_obstacle
 from mmdit.ops.stack_rows.op import run_tiles
+from mmdit.runtime.architecture import on_gpu
 from mmdit.runtime.dispatch import UNCHECKED, takes_fused, why_not
 from mmdit.runtime.launch import product_precision, unit_stride
 from mmdit.training.passes import Call
@@ -94,7 +95,7 @@ def tiles_obstacle(x: Tensor, context: Optional[Tensor], layer: LayerWeights, he
     """What keeps the first tier from these sizes, or None."""
     batch, length, dim = x.shape
     forward = layer.x.up_weight.shape[0]
-    if x.dtype == torch.float32 and (x.is_cuda or product_precision() == "ieee"):
+    if x.dtype == torch.float32 and (on_gpu(x) or product_precision() == "ieee"):
         return "fp32 products are PyTorch's: faster, and to TF32 it rounds where Triton cuts off"
     if dim > TILES_MAX_DIM or dim // heads not in TILES_HEAD_DIMS:
         return f"D above {TILES_MAX_DIM}, or a head dim not in {TILES_HEAD_DIMS}"
@@ -113,7 +114,7 @@ def _obstacle(
     problem = why_not(x)
     if problem:
         return problem, []
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return "autocast is on", []
     if _has_any_global_hook():
         return "a hook on all modules is set", []
@@ -143,7 +144,7 @@ def _training_obstacle(
     x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int, rates: Set[float]
 ) -> Optional[str]:
     """What keeps the training tier from a call, or None."""
-    if x.is_cuda and not UNCHECKED:
+    if on_gpu(x) and not UNCHECKED:
         return "the training kernels are newer than their last check on a GPU; MMDIT_UNCHECKED=1 takes them"
     problem = tiles_obstacle(x, context, layer, heads)
     if problem is None and len(rates) > 1:

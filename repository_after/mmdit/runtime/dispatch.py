@@ -10,7 +10,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from mmdit.runtime.architecture import architecture, capability
+from mmdit.runtime.architecture import architecture, capability, on_gpu
+from mmdit.runtime.prebuilt import FOLDER
 
 FUSED = os.environ.get("MMDIT_FUSED", "1") != "0"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -84,7 +85,7 @@ def why_not(x: Tensor) -> Optional[str]:
         return "a torch.func transform is active"
     if x.numel() == 0:
         return "an empty tensor"
-    if x.is_cuda:
+    if on_gpu(x):
         if x.dtype not in CUDA_DTYPES:
             return f"no kernel for {x.dtype}"
     elif x.device.type != "cpu":
@@ -129,17 +130,19 @@ def explain(target: Union[torch.nn.Module, Callable[..., Any]], *args: Any, **kw
 def _why(x: Tensor) -> str:
     if not x.is_cuda:
         return "TRITON_INTERPRET=1"
-    return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}, tiles of {architecture(capability(x))}"
+    built = "" if FOLDER is None else f", kernels of {FOLDER}"
+    return f"{x.dtype} on {torch.cuda.get_device_name(x.device)}, tiles of {architecture(capability(x))}{built}"
 
 
 def _platform_problem(device: int) -> Optional[str]:
     """What this machine lacks to run kernels on a device (-1: the CPU, in the interpreter), found out once."""
     if device not in _platform_problems:
         problem = None
-        try:
-            import triton  # noqa: F401
-        except Exception as error:
-            problem = f"triton does not import: {error}"
+        if FOLDER is None:
+            try:
+                import triton  # noqa: F401
+            except Exception as error:
+                problem = f"triton does not import: {error}"
         if device >= 0 and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
             problem = f"compute capability below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
         _platform_problems[device] = problem

@@ -67,15 +67,13 @@ def _forward(
     rms_eps: float,
     norm_eps: float,
 ) -> Tuple[Tensor, Tensor]:
-    from mmdit.ops.gated_residual.kernel import gated_residual_kernel
-
     batch, length, dim = branch.shape
     branch, residual, bias, rms_weight = map(unit_stride, (branch, residual, bias, rms_weight))
     gate, scale, shift = modulation = tuple(map(unit_stride, (gate, scale, shift)))
     outputs = _empty(branch, residual, bias, gate, rms_weight, scale)
     tiles = norm_tiles(table_key(branch), batch, length, dim)
     launch(
-        gated_residual_kernel,
+        "gated_residual.kernel:gated_residual_kernel",
         batch * -(-length // tiles.rows),
         tensors=(branch, residual, bias, gate, rms_weight, scale, shift, *outputs),
         strides=(*branch.stride()[:2], *residual.stride()[:2], *map(_batch_stride, modulation)),

@@ -40,10 +40,8 @@ def attend_backward(
     )
     options = {"launch_pdl": True} if chained else {}
     if hopper_backward(table_key(query), rows, dim_head, query.dtype, bits is not None):
-        from mmdit.ops.joint_attention.kernel_backward_hopper import attention_backward_hopper_kernel
-
         return launch(
-            attention_backward_hopper_kernel,
+            "joint_attention.kernel_backward_hopper:attention_backward_hopper_kernel",
             batch * heads,
             tensors=(d_joined, joined, query, key, value, lse, d_heads),
             strides=strides,
@@ -53,16 +51,14 @@ def attend_backward(
             maxnreg=168,  # three programs to a multiprocessor
             **options,
         )
-    from mmdit.ops.joint_attention.kernel_backward import attention_backward_kernel, attention_query_backward_kernel
-
     by_keys, by_queries = attention_backward_tiles(table_key(query), rows, dim_head, query.dtype, bits is not None)
-    runs = [(attention_backward_kernel, by_keys, by_keys.keys, (by_queries is None,))]
+    runs = [("attention_backward_kernel", by_keys, by_keys.keys, (by_queries is None,))]
     if by_queries is not None:  # writes delta for the other
-        runs.insert(0, (attention_query_backward_kernel, by_queries, by_queries.queries, ()))
+        runs.insert(0, ("attention_query_backward_kernel", by_queries, by_queries.queries, ()))
     delta = torch.empty_like(lse)
     for kernel, tiles, block, whole in runs:
         launch(
-            kernel,
+            f"joint_attention.kernel_backward:{kernel}",
             batch * heads * -(-rows // block),
             tensors=(d_joined, joined, query, key, value, lse, delta, bits, d_heads),
             strides=strides,

@@ -125,14 +125,12 @@ def attend(
         chained: begin while the kernel before still runs; needs can_chain.
         lse: (B, H, R) fp32, written for attend_backward: log2(sum of 2^(scale q k^T)), infinite where nothing is seen.
     """
-    from mmdit.ops.joint_attention.kernel import joint_attention_kernel
-
     batch, heads, rows, dim_head = query.shape
     precision = attention_precision()
     sizes = (batch * heads, rows, dim_head, query.dtype)
     tiles = attention_tiles(table_key(query), *sizes, bits is not None, precision)
     launch(
-        joint_attention_kernel,
+        "joint_attention.kernel:joint_attention_kernel",
         batch * heads * -(-rows // tiles.queries),
         tensors=(query, key, value, bits, out, lse),
         strides=(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
@@ -151,13 +149,11 @@ def pack_mask(attn_mask: Tensor, context_length: int, x_rows: int, rows: int) ->
     """The joint mask of attn_mask (B, L, L) bool, 32 columns to a word: (B, rows, cdiv(rows, 32)) int32. x begins at
     row 0 and the context at x_rows; the other rows are padding.
     """
-    from mmdit.ops.joint_attention.kernel import pack_mask_kernel
-
     batch, length, _ = attn_mask.shape
     bits = attn_mask.new_empty(batch, rows, -(-rows // 32), dtype=torch.int32)
     mask, seen = attn_mask.contiguous().view(torch.uint8), attn_mask.any(1).view(torch.uint8)
     launch(
-        pack_mask_kernel,
+        "joint_attention.kernel:pack_mask_kernel",
         batch * -(-rows // PACK_ROWS),
         tensors=(mask, seen, bits),
         strides=(),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmdit.ops.modulation.reference import modulation_reference
 from mmdit.runtime.addresses import addresses
+from mmdit.runtime.architecture import on_gpu
 from mmdit.runtime.dispatch import why_not
 from mmdit.runtime.launch import can_chain, launch, product_precision, unit_stride
 
@@ -29,7 +30,7 @@ def modulation(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -
 def _unsupported(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Optional[str]:
     if y.shape[1] > MAX_DIM:
         return f"D above {MAX_DIM}"
-    if y.dtype == torch.float32 and (y.is_cuda or product_precision() == "ieee"):
+    if y.dtype == torch.float32 and (on_gpu(y) or product_precision() == "ieee"):
         return "fp32 products are PyTorch's"
     if any(t.data_ptr() % 16 for t in (*weights, *biases)):
         return "a weight whose address 16 does not divide"
@@ -37,13 +38,11 @@ def _unsupported(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor])
 
 
 def _forward(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    from mmdit.ops.modulation.kernel import modulation_kernel
-
     batch, dim = y.shape
     out = torch.empty(batch, len(weights), 6 * dim, device=y.device)
     block_b = 16 if batch <= 16 else 64
     launch(
-        modulation_kernel,
+        "modulation.kernel:modulation_kernel",
         -(-batch // block_b) * len(weights) * -(-6 * dim // BLOCK_N),
         tensors=(y, addresses(weights), addresses(biases), out),
         strides=(y.stride(0),),

@@ -53,14 +53,12 @@ def _unsupported(x: Tensor) -> Optional[str]:
 
 
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], eps: float, center: bool) -> Tensor:
-    from mmdit.ops.norm_adaln.kernel import norm_adaln_forward_kernel
-
     batch, length, dim = x.shape
     x, scale, shift, weight = map(unit_stride, (x, scale, shift, weight))
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     tiles = forward_tiles(table_key(x), batch, length, dim)
     launch(
-        norm_adaln_forward_kernel,
+        "norm_adaln.kernel:norm_adaln_forward_kernel",
         batch * -(-length // tiles.rows),
         tensors=(x, scale, shift, weight, out),
         strides=(x.stride(0), x.stride(1), scale.stride(0), shift.stride(0)),
@@ -74,8 +72,6 @@ def _forward(x: Tensor, scale: Tensor, shift: Tensor, weight: Optional[Tensor], 
 def _backward(
     grad: Tensor, x: Tensor, scale: Tensor, weight: Optional[Tensor], eps: float, center: bool
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    from mmdit.ops.norm_adaln.kernel import norm_adaln_backward_kernel, norm_adaln_reduce_kernel
-
     batch, length, dim = x.shape
     grad, x, scale, weight = map(unit_stride, (grad, x, scale, weight))
     d_x, d_scale, d_shift, d_weight = gradients = _empty_gradients(grad, x, scale, weight, eps, center)
@@ -86,7 +82,7 @@ def _backward(
         gap = batch * tiles.chunks * dim
         moment = total = x.new_empty(2 * gap, dtype=torch.float32)
     launch(
-        norm_adaln_backward_kernel,
+        "norm_adaln.kernel:norm_adaln_backward_kernel",
         batch * tiles.chunks,
         tensors=(grad, x, scale, weight, d_x, moment, total),
         strides=(grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), scale.stride(0), gap),
@@ -97,7 +93,7 @@ def _backward(
     if not direct:
         reduce = reduce_tiles(table_key(x), dim)
         launch(
-            norm_adaln_reduce_kernel,
+            "norm_adaln.kernel:norm_adaln_reduce_kernel",
             -(-dim // reduce.block) * (batch + (weight is not None)),
             tensors=(moment, scale, weight, d_scale, d_shift, d_weight),
             strides=(scale.stride(0), gap),

@@ -69,8 +69,6 @@ def _forward(
     heads: int,
     eps: float,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    from mmdit.ops.pack_heads.kernel import pack_heads_kernel
-
     batch, length, width = qkv.shape
     context_length = 0 if qkv_context is None else qkv_context.shape[1]
     outputs = _empty(qkv, qkv_context, heads)
@@ -78,7 +76,7 @@ def _forward(
     norms = map(unit_stride, (query_norm, key_norm, context_query_norm, context_key_norm))
     tiles = norm_tiles(table_key(qkv), batch, length + context_length, width // 3)
     launch(
-        pack_heads_kernel,
+        "pack_heads.kernel:pack_heads_kernel",
         batch * (-(-length // tiles.rows) + -(-context_length // tiles.rows)),
         tensors=(qkv, qkv_context, *norms, cos.contiguous(), sin.contiguous(), unit_stride(start_pos), *outputs),
         strides=(*qkv.stride()[:2], *((0, 0) if qkv_context is None else qkv_context.stride()[:2])),

@@ -14,6 +14,7 @@ from mmdit.inference.weights import NORM_EPS, LayerWeights, StreamWeights
 from mmdit.ops.joint_attention.op import LOG2_E
 from mmdit.ops.stack_backward.tuning import backward_tiles
 from mmdit.ops.stack_rows.op import HEAD_FIELDS, pairs
+from mmdit.runtime.architecture import on_gpu
 from mmdit.runtime.launch import can_chain, launch, product_precision
 
 MATRICES = ("qkv_weight", "out_weight", "up_weight", "down_weight", "up_bias")  # an order of the kernels'
@@ -80,7 +81,7 @@ class RowBackward:
         self.head_dim = self.dim // heads
         self.size = (4 * self.dim + 2 * forward) * self.dim + forward
         self.block = max(16, 1 << (self.dim - 1).bit_length())
-        self.approximate = like.is_cuda and like.dtype != torch.float32
+        self.approximate = on_gpu(like) and like.dtype != torch.float32
         self.precision, self.chained = product_precision(), can_chain(like)
         self.options: Dict[str, Any] = {"launch_pdl": True} if self.chained else {}
         shape = (batch, rows, self.dim)
@@ -95,11 +96,9 @@ class RowBackward:
 
     def block_backward(self, index: int, weights: LayerWeights, residual: Tensor, joined: Tensor) -> None:
         """From the gradient of a layer's output to that of its attention, and of what passes by it."""
-        from mmdit.ops.stack_backward.kernel import block_backward_kernel
-
         plan, gradients = self.plan, self.gradients
         launch(
-            block_backward_kernel,
+            "stack_backward.kernel:block_backward_kernel",
             self.batch * self.tile_lengths[3],
             tensors=(
                 *(gradients.residual, residual, joined, self.modulation, *pairs(weights, BLOCK_FIELDS)),
@@ -132,11 +131,9 @@ class RowBackward:
         """From the gradients of query, key and value to that of the layer's input. halves: in each head of query and
         key the even columns come first. scratch: (2 or more, B, R, D), overwritten.
         """
-        from mmdit.ops.stack_backward.kernel_heads import heads_backward_kernel
-
         plan, gradients = self.plan, self.gradients
         launch(
-            heads_backward_kernel,
+            "stack_backward.kernel_heads:heads_backward_kernel",
             self.batch * self.tile_lengths[3],
             tensors=(
                 *(gradients.heads, gradients.residual, residual, self.modulation, *pairs(weights, HEAD_FIELDS)),
@@ -163,11 +160,9 @@ class RowBackward:
 
     def mlp_weights(self, weights: LayerWeights) -> None:
         """Each split's sums for the gradients of the MLP's weights; to be called right after block_backward."""
-        from mmdit.ops.stack_backward.kernel_weights import mlp_weights_kernel
-
         plan, gradients = self.plan, self.gradients
         launch(
-            mlp_weights_kernel,
+            "stack_backward.kernel_weights:mlp_weights_kernel",
             self.splits * self.forward // plan.weights_block_f,
             tensors=(
                 *(gradients.hidden, gradients.mlp),
@@ -185,11 +180,9 @@ class RowBackward:
 
     def attention_weights(self, joined: Tensor) -> None:
         """Each split's sums for the gradients of Wq, Wk, Wv and Wo; to be called after heads_backward."""
-        from mmdit.ops.stack_backward.kernel_weights import attention_weights_kernel
-
         plan, gradients = self.plan, self.gradients
         launch(
-            attention_weights_kernel,
+            "stack_backward.kernel_weights:attention_weights_kernel",
             self.splits * 4,
             tensors=(gradients.joined, gradients.heads, joined, gradients.attended, gradients.parts),
             strides=(gradients.heads.stride(0), self.size),
@@ -201,14 +194,12 @@ class RowBackward:
 
     def sum_up(self, index: int, wanted: bool) -> Tuple[Optional[StreamWeights], ...]:
         """Write the modulations' gradients of a layer, and give its weights', if wanted, for each stream."""
-        from mmdit.ops.stack_backward.kernel_weights import sum_parts_kernel
-
         plan, gradients = self.plan, self.gradients
         flat = self.like.new_empty(self.streams, self.size + 8 * self.dim) if wanted else None
         columns = self.block // 16
         vectors_and_matrices = 8 * columns + -(-self.size // plan.sum_block) if wanted else 0
         launch(
-            sum_parts_kernel,
+            "stack_backward.kernel_weights:sum_parts_kernel",
             self.streams * (self.batch + vectors_and_matrices),
             tensors=(
                 *(gradients.sums, gradients.parts if wanted else gradients.sums, gradients.modulation),

@@ -14,7 +14,7 @@ from mmdit.ops.joint_attention.op import LARGEST_SUM, LOG2_E, pack_mask
 from mmdit.ops.stack_persistent.tuning import ROWS, TILES, registers, samples_at_once
 from mmdit.ops.stack_rows.tuning import PADDING
 from mmdit.runtime.addresses import addresses
-from mmdit.runtime.launch import can_chain, launch
+from mmdit.runtime.launch import Block, can_chain, launch
 
 
 def run_persistent(
@@ -62,8 +62,6 @@ def pack_weights(streams: Sequence[StreamWeights]) -> Tuple[Tensor, Tensor, Tens
     """The weights of each layer's streams, contiguous: Wo, W1 and Wqkv one under the other (N M (4 D + F), D), W2
     (N M D, F), and all vectors (N M, 8 D + F). Copied at every call, as they may have changed since the last.
     """
-    from mmdit.ops.stack_persistent.kernel_pack import pack_kernel
-
     like = streams[0].up_weight
     forward, dim = like.shape
     square = like.new_empty(len(streams) * (4 * dim + forward), dim)
@@ -71,7 +69,7 @@ def pack_weights(streams: Sequence[StreamWeights]) -> Tuple[Tensor, Tensor, Tens
     tensors = [t for stream in streams for t in stream]
     chained = can_chain(like)
     launch(
-        pack_kernel,
+        "stack_persistent.kernel_pack:pack_kernel",
         len(streams) * (5 + 2 * forward // dim),
         tensors=(addresses(tensors), square, down, vectors),
         strides=(),
@@ -92,22 +90,19 @@ def _launch(
     tables: Tuple[Tensor, Tensor],
     lengths: Tuple[int, ...],
 ) -> None:
-    from mmdit.ops.stack_persistent.kernel import stack_kernel
-    from mmdit.ops.stack_rows.kernel_hopper_parts import describe
-
     square, down, vectors = weights
     residual, keys = scratch
     x, context, bits, starts, x_out, context_out = by_sample
     heads, dim_head = keys.shape[2], keys.shape[4]
     layers = lengths[0]
     launch(
-        stack_kernel,
+        "stack_persistent.kernel:stack_kernel",
         len(x) * TILES,
         descriptors=(
-            *(describe(keys.flatten(1, 3), 2, ROWS, dim_head), describe(keys.flatten(0, 2), heads, 64, dim_head)),
-            describe(square.view(-1, heads, dim_head).transpose(0, 1), heads // 2, 128, dim_head),
-            describe(square.view(-1, 2, 64).transpose(0, 1), 2, 64, 64),
-            *(describe(square, 128, 64), describe(down, 128, 64)),
+            *(Block.of(keys.flatten(1, 3), 2, ROWS, dim_head), Block.of(keys.flatten(0, 2), heads, 64, dim_head)),
+            Block.of(square.view(-1, heads, dim_head).transpose(0, 1), heads // 2, 128, dim_head),
+            Block.of(square.view(-1, 2, 64).transpose(0, 1), 2, 64, 64),
+            *(Block.of(square, 128, 64), Block.of(down, 128, 64)),
         ),
         tensors=(residual, modulation, vectors, x, context, bits, *tables, starts, counts, x_out, context_out),
         strides=(*x.stride()[:2], *context.stride()[:2], modulation.stride(0) if modulation.shape[0] > 1 else 0),

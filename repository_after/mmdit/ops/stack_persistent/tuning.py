@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdit.ops.stack_rows.tuning import PADDING, hopper_obstacle
+from mmdit.runtime.architecture import multiprocessors
 
 TILES = 4  # of a sample
 ROWS = TILES * PADDING
@@ -18,10 +19,6 @@ HEADS = 8
 # Of a thread, by how many programs share a multiprocessor. With four's for two, a launch may put four on half of the
 # multiprocessors and none on the others: 755 us once, where else 487 were measured.
 REGISTERS = (255, 255, 168, 128)
-
-
-def multiprocessors(x: Tensor) -> int:
-    return torch.cuda.get_device_properties(x.device).multi_processor_count
 
 
 def samples_at_once(x: Tensor) -> int:

@@ -1,11 +1,8 @@
 """What the Hopper kernels of a stack's rows share, for tiles of 64 rows at D = 128, in 16 bits."""
 
-from typing import Any
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its name in Triton 3.6, and from 3.7 on
 D = gl.constexpr(128)
@@ -13,12 +10,6 @@ TILE = gl.constexpr(64)
 BLOCK_BYTES = gl.constexpr(128 * 64 * 2)  # of weights, (128, 64) or (64, 128)
 SWIZZLED = gl.NVMMASharedLayout(128, 16, 2)
 PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-
-
-def describe(tensor: Any, *block: int) -> TensorDescriptor:
-    """A TMA descriptor of a tensor of 16 bits an element, its last stride 1, copied in blocks of this shape."""
-    layout = gl.NVMMASharedLayout(min(2 * block[-1], 128), 16, len(block))
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block), layout)
 
 
 @gluon.jit

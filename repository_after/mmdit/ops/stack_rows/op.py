@@ -13,7 +13,8 @@ from mmdit.attention import RMS_EPS
 from mmdit.inference.weights import NORM_EPS, LayerWeights
 from mmdit.ops.joint_attention.op import LOG2_E, attend, pack_mask
 from mmdit.ops.stack_rows.tuning import HOPPER_TILES, PADDING, RowTiles, row_tiles
-from mmdit.runtime.launch import can_chain, launch, product_precision
+from mmdit.runtime.architecture import on_gpu
+from mmdit.runtime.launch import Block, can_chain, launch, product_precision
 
 BLOCK_VECTORS = ("out_bias", "out_norm", "up_bias", "down_bias")
 BLOCK_FIELDS = ("out_weight", "out_bias", "out_norm", "up_weight", "up_bias", "down_weight", "down_bias")
@@ -143,7 +144,7 @@ class RowRun:
         self.head_dim = self.dim // heads
         self.block = max(16, 1 << (self.dim - 1).bit_length())
         self.precision = product_precision()
-        self.approximate = x.is_cuda and x.dtype != torch.float32
+        self.approximate = on_gpu(x) and x.dtype != torch.float32
         self.chained = can_chain(x)
         self.options: Dict[str, Any] = {"launch_pdl": True} if self.chained else {}
 
@@ -160,7 +161,7 @@ class RowRun:
         plan, buffers, first = self.plan, self.buffers, index == 0 or residual is not None
         source = residual or (self.inputs if first else (buffers.mid, buffers.partial))
         launch(
-            self._kernels().qkv_kernel,
+            "stack_rows.kernel:qkv_kernel",
             self.batch * self.tiles * plan.qkv_parts,
             tensors=(
                 *(*source, self.modulation, *pairs(weights, HEAD_FIELDS), *pairs(before, ("down_bias",))),
@@ -193,7 +194,7 @@ class RowRun:
         ahead = following if plan.slices == 1 else None
         tables = (None, None, None) if ahead is None else (self.cos, self.sin, self.starts)
         launch(
-            self._kernels().rows_kernel,
+            "stack_rows.kernel:rows_kernel",
             self.batch * self.tiles * plan.slices,
             tensors=(
                 *(buffers.joined, buffers.residual, self.modulation, *pairs(weights, BLOCK_FIELDS[:3])),
@@ -214,10 +215,6 @@ class RowRun:
         )
 
     def _update_hopper(self, index: int, weights: LayerWeights, following: Optional[LayerWeights]) -> None:
-        from mmdit.ops.stack_rows.kernel_hopper import rows_hopper_kernel
-        from mmdit.ops.stack_rows.kernel_hopper_parts import describe
-        from mmdit.ops.stack_rows.kernel_hopper_quad import rows_quad_kernel
-
         buffers, last = self.buffers, following is None
         quad = self.batch * self.tiles > HOPPER_TILES
         width = 64 if quad else 128
@@ -228,12 +225,12 @@ class RowRun:
             strict=True,
         )
         launch(
-            rows_quad_kernel if quad else rows_hopper_kernel,
+            "stack_rows.kernel_hopper_quad:rows_quad_kernel" if quad else "stack_rows.kernel_hopper:rows_hopper_kernel",
             self.batch * self.tiles,
             descriptors=(
-                describe(buffers.joined.flatten(0, 1), 64, width),
-                *[describe(matrix, rows, 64) for matrix, rows in matrices],
-                describe(buffers.heads.flatten(0, 2), 64, width),
+                Block.of(buffers.joined.flatten(0, 1), 64, width),
+                *[Block.of(matrix, rows, 64) for matrix, rows in matrices],
+                Block.of(buffers.heads.flatten(0, 2), 64, width),
             ),
             tensors=(
                 *(buffers.residual, None if last else buffers.kept, self.modulation, *pairs(weights, BLOCK_VECTORS)),
@@ -254,7 +251,7 @@ class RowRun:
     def finish(self, index: int, weights: LayerWeights, x_out: Tensor, context_out: Tensor) -> None:
         """The outputs, from what the last layer's slices left."""
         launch(
-            self._kernels().sum_kernel,
+            "stack_rows.kernel:sum_kernel",
             self.batch * self.tiles,
             tensors=(
                 *(self.buffers.mid, self.buffers.partial, self.modulation, *pairs(weights, ("down_bias",))),
@@ -269,9 +266,3 @@ class RowRun:
 
     def _scale(self) -> float:
         return LOG2_E / self.head_dim**0.5
-
-    @staticmethod
-    def _kernels() -> Any:
-        from mmdit.ops.stack_rows import kernel
-
-        return kernel

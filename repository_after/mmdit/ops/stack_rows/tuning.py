@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdit.runtime.architecture import capability, table_key
+from mmdit.runtime.prebuilt import triton_version
 
 PADDING = 64  # each stream's rows are padded to a multiple of this, so that no tile holds rows of both
 FEW_ROWS = 640  # up to so many rows, small tiles and an MLP in four slices
@@ -57,12 +58,10 @@ def training_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
 
 def hopper_obstacle(dim: int, forward: int, x: Tensor) -> Optional[str]:
     """What keeps the Hopper kernel from these sizes on x's device, or None."""
-    import triton
-
     if table_key(x) != "sm_90":
         return "not sm_90"
     if dim != HOPPER_DIM or forward % HOPPER_DIM or forward // HOPPER_DIM & (forward // HOPPER_DIM - 1):
         return f"D other than {HOPPER_DIM}, or F not {HOPPER_DIM} times a power of 2"
-    if not triton.__version__.startswith(TRITON_WITH_GLUON):
-        return f"Triton {triton.__version__}"
+    if not triton_version().startswith(TRITON_WITH_GLUON):
+        return f"Triton {triton_version()}"
     return None

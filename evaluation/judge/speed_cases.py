@@ -1,0 +1,64 @@
+"""What is timed, on which machine, how often, and beside which baselines."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluation.bench.floor import count_bytes, count_operations
+from evaluation.bench.stack_record import StackCase
+from evaluation.judge.case import Case, Sizes
+from evaluation.judge.speed_record import Rates
+
+Device = Literal["cpu", "cuda"]
+
+# What before is timed as, and after: called as it is, captured in a CUDA graph, compiled.
+BASELINES: dict[Device, tuple[str, ...]] = {
+    "cpu": ("eager",),
+    "cuda": ("eager", "graph", "compiled", "compiled_graph", "max_autotune"),
+}
+CONTENDERS: dict[Device, tuple[str, ...]] = {"cpu": ("eager",), "cuda": ("eager", "graph")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A case, the calls of a turn, and the rounds of both phases."""
+
+    case: Case
+    calls: int
+    rounds: int
+
+
+def _stack(batch: int, dtype: Literal["float32", "bfloat16"], layers: int) -> Case:
+    return Case("stack", Sizes(batch, 186, 64, 8, 16, hidden=512, layers=layers), dtype, mode="inference")
+
+
+def plans(device: Device, quick: bool) -> tuple[Plan, ...]:
+    """The target sizes. On a GPU a turn is long enough for the clock of the judge to tell it apart."""
+    if device == "cpu":
+        return (Plan(_stack(1, "float32", 2), 2, 12) if quick else Plan(_stack(1, "float32", 12), 2, 20),)
+    small = Plan(_stack(1, "bfloat16", 12), 64, 20)
+    return (small,) if quick else (small, Plan(_stack(128, "bfloat16", 12), 16, 20))
+
+
+def known_plans() -> dict[str, Plan]:
+    """All there are, by the names of their cases."""
+    return {plan.case.name: plan for device in BASELINES for quick in (True, False) for plan in plans(device, quick)}
+
+
+def least_seconds(case: Case, rates: Rates) -> float | None:
+    """What a call cannot be faster than: its operations and its bytes at the machine's rates; None: not known."""
+    if case.kind != "stack" or case.mode != "inference":
+        return None
+    sizes = case.sizes
+    stack = StackCase(
+        batch=sizes.batch,
+        dtype=case.dtype,
+        masked=case.mask != "none",
+        length=sizes.length,
+        context=sizes.context,
+        dim=sizes.dim,
+        heads=sizes.heads,
+        feed_forward=sizes.feed_forward,
+        layers=sizes.layers,
+    )
+    by_operations = count_operations(stack) / rates.operations_per_s
+    return max(by_operations, count_bytes(stack) / rates.bytes_per_s if rates.bytes_per_s else 0.0)

@@ -1,0 +1,1 @@
+"""The command over the run store: list, show, compare, gate, history, export, reindex, prune, tag."""

@@ -1,0 +1,173 @@
+"""Candidates that cheat while they are timed, or only look like it.
+
+All are of one function, layernorm_adaln, which is slow enough for its time to matter.
+"""
+
+from dataclasses import dataclass
+
+HONEST = """
+from torch.nn.functional import layer_norm
+
+def _honest(x, scale, shift, eps=1e-6):
+    for _ in range(600):
+        out = layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
+    return out
+
+layernorm_adaln = _honest
+"""
+CHEAP = """
+def layernorm_adaln(x, scale, shift, eps=1e-6):
+    return layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
+"""
+WORKER = "import sys\n_worker = sys.modules['__main__']\n"
+DIVIDED = """
+import json
+_dumps = json.dumps
+def _told(answer, *more, **others):
+    if "seconds" in answer:
+        answer["seconds"] = [each / 20 for each in answer["seconds"]]
+    return _dumps(answer, *more, **others)
+json.dumps = _told
+"""
+EARLY = """
+import json, os, sys
+_fd = int(sys.argv[-1])
+def layernorm_adaln(x, scale, shift, eps=1e-6):
+    if len(_calls) % 8 == 7:
+        os.write(_fd, json.dumps({"seconds": [1e-3] * 2, "sums": [[0.0]] * 2, "forms": []}).encode() + b"\\n")
+    _calls.append(0)
+    return _honest(x, scale, shift)
+_calls = []
+"""
+EARLY_AS_ASKED = """
+import json, os, sys
+def layernorm_adaln(x, scale, shift, eps=1e-6):
+    frame = sys._getframe()
+    while "token" not in frame.f_locals:
+        frame = frame.f_back
+    form = f"torch.Tensor {x.dtype} {tuple(x.shape)} cpu"
+    told = {"seconds": [1e-3] * 2, "sums": [[0.0]] * 2, "forms": [form], "token": frame.f_locals["token"]}
+    if len(_calls) % 8 == 7:
+        os.write(int(sys.argv[-1]), json.dumps(told).encode() + b"\\n")
+    _calls.append(0)
+    return _honest(x, scale, shift)
+_calls = []
+"""
+LATER = (
+    WORKER
+    + """
+import torch
+_give, _left = _worker.Timer.give, {}
+def layernorm_adaln(x, scale, shift, eps=1e-6):
+    out = torch.zeros_like(x)
+    _left[id(out)] = out, x, scale, shift
+    return out
+def _finish(self, call, file):
+    for out, x, scale, shift in _left.values():
+        with torch.inference_mode():
+            out.copy_(_honest(x, scale, shift))
+    _left.clear()
+    return _give(self, call, file)
+_worker.Timer.give = _finish
+"""
+)
+AHEAD = (
+    WORKER
+    + """
+_load, _known = _worker.Timer.load, {}
+def _key(x):
+    return x.numpy().tobytes()
+def _early(self, file, calls):
+    told = _load(self, file, calls)
+    _known.clear()
+    for each in self.values:
+        _known[_key(each["x"])] = _honest(**each)
+    return told
+def layernorm_adaln(x, scale, shift, eps=1e-6):
+    found = _known.get(_key(x))
+    return _honest(x, scale, shift) if found is None else found
+_worker.Timer.load = _early
+"""
+)
+LAZY = """
+import torch
+class Later(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        plain = [_honest(*_given[id(a)]) if id(a) in _given else a for a in args]
+        return function(*plain, **(kwargs or {}))
+_given = {}
+def layernorm_adaln(x, scale, shift, eps=1e-6):
+    out = torch.empty_like(x).as_subclass(Later)
+    _given[id(out)] = x, scale, shift
+    return out
+"""
+
+
+def _function(body: str, before: str = "") -> str:
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"{before}\n_kept = {{}}\ndef layernorm_adaln(x, scale, shift, eps=1e-6):\n{lines}"
+
+
+@dataclass(frozen=True)
+class TimedEntry:
+    """Code after the honest function's, and what must be told of it; nothing of one that has nothing to gain."""
+
+    name: str
+    code: str
+    told: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+OFF = "relative L2 error"
+CHEATS = tuple(
+    TimedEntry(*each)
+    for each in (
+        ("times divided where they are told", DIVIDED, "are explained"),
+        ("clock of the worker stopped", f"{WORKER}_worker.perf_counter = lambda: 0.0", "told to have taken 0 s"),
+        ("clock of the worker running fast", f"{WORKER}_clock = _worker.perf_counter\n"
+         "_worker.perf_counter = lambda: _clock() * 50", "in a turn of"),
+        ("answer before its time", EARLY, "that is none"),
+        ("answer before its time, as it was asked for", EARLY_AS_ASKED, "none"),
+        ("work left for after the time", LATER, "not those that were there when its time ended"),
+        ("lazy output", LAZY, "Later"),
+        ("replay by pointer", _function("key = x.data_ptr()\nif key not in _kept:\n"
+         "    _kept[key] = _honest(x, scale, shift)\nreturn _kept[key]"), OFF),
+        ("replay by shape", _function("if x.shape not in _kept:\n    _kept[x.shape] = _honest(x, scale, shift)\n"
+         "return _kept[x.shape]"), OFF),
+        ("harness seen in the arguments", _function(
+            "return x * 1.0 if 'time_calls' in sys.argv[0] else _honest(x, scale, shift)", "import sys"), OFF),
+        ("harness seen in its modules", _function(
+            "return x * 1.0 if hasattr(sys.modules['__main__'], 'Timer') else _honest(x, scale, shift)",
+            "import sys"), OFF),
+        ("not a number", _function("return x * float('nan')"), "NaN or infinity"),
+        ("half of the outputs", _function("return _honest(x, scale, shift)[:1]"), "a timed call gave"),
+        ("exit while it is timed", _function("import os\n_kept[len(_kept)] = 0\nif len(_kept) > 5:\n    os._exit(0)\n"
+         "return _honest(x, scale, shift)"), "exit code 0"),
+        ("kills its own grader's socket", _function("import os, sys\n_kept[len(_kept)] = 0\nif len(_kept) > 5:\n"
+         "    os.close(int(sys.argv[-1]))\nreturn _honest(x, scale, shift)"), "the timed worker"),
+    )
+)  # fmt: skip
+GAIN_NOTHING = tuple(
+    TimedEntry(*each)
+    for each in (
+        ("clocks of the library replaced", "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0"),
+        ("statistics replaced", "import statistics, numpy, scipy.stats\n"
+         "statistics.median = numpy.median = scipy.stats.bootstrap = lambda *a, **k: 1e-9"),
+        ("computed ahead of its time", AHEAD),
+    )
+)  # fmt: skip
+HONEST_LOOK_ALIKES = tuple(
+    TimedEntry(*each)
+    for each in (
+        ("as it is", ""),
+        ("prints while it is timed", _function("print('hello' * 100)\nreturn _honest(x, scale, shift)")),
+        ("slower at first", _function("import time\nif not _kept:\n    time.sleep(0.2)\n_kept[0] = 1\n"
+         "return _honest(x, scale, shift)")),
+        ("really faster", CHEAP),
+    )
+)  # fmt: skip
+# These act by the GPU's own means; the judge's clock is what is in their way, as for the first of CHEATS.
+NEED_A_GPU = ("torch.cuda.Event.elapsed_time replaced", "work on a stream that no event waits for")

@@ -1,0 +1,3 @@
+"""Sets Triton to interpret before any test imports it."""
+
+import lessons.kit  # noqa: F401

@@ -1,0 +1,1 @@
+"""The passes that come with the package, and the registry of all passes."""
