@@ -76,7 +76,7 @@ def test_a_tree_whose_gradients_are_wrong_does_not_learn_the_same(
     def curves(role: str, spoil: Callable[[FlowNetwork], FlowNetwork]) -> list[ParityRun]:
         found = []
         for seed in range(3):
-            config = CONFIG.model_copy(update={"seed": seed, "steps": 100})
+            config = CONFIG.model_copy(update={"seed": seed, "steps": 60})
             how = How(tmp_path / f"{role}{seed}", samples=0)
             trainer = Trainer(config, how, lambda *a: spoil(FlowNetwork(*a)))
             trainer.run()
@@ -120,7 +120,7 @@ def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mmdit.py").write_text("raise RuntimeError('no such luck')\n")
-    assert main([*TINY.split(), "--after", str(tmp_path)]) == 1
+    assert main([*TINY.split(), "--tree", "after", "--after", str(tmp_path)]) == 1
     assert "a run failed: RuntimeError: no such luck" in capsys.readouterr().out
 
 

@@ -129,6 +129,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(start: Start, tmp_path: 
     assert (resumed.losses, resumed.last_weights_sha256) == (found.losses, found.last_weights_sha256)
 
 
+def test_a_run_may_begin_with_the_weights_of_a_checkpoint(start: Start) -> None:
+    first = start()
+    first.run()
+    found = start("second", seed=5, start=str(first.checkpoint))
+    assert found.first_weights_sha256 == first.finish().last_weights_sha256
+
+
 def test_parts_of_a_batch_make_the_step_of_the_whole(start: Start) -> None:
     """Bit for bit in fp32, when computed in fp64: there sums in another order differ by less than fp32 shows."""
 
