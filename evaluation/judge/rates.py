@@ -21,7 +21,10 @@ def measure_rates(device: str, dtype: Dtype) -> Rates:
 
         square = torch.randn(_GPU_SIZE, _GPU_SIZE, device=device, dtype=getattr(torch, dtype))
         milliseconds = do_bench(lambda: square @ square, return_mode="min")
-        return Rates(operations_per_s=2 * _GPU_SIZE**3 / (milliseconds / 1e3), bytes_per_s=copy_bandwidth() * 1e9)
+        rates = Rates(operations_per_s=2 * _GPU_SIZE**3 / (milliseconds / 1e3), bytes_per_s=copy_bandwidth() * 1e9)
+        del square
+        torch.cuda.empty_cache()  # the memory is the workers' from now on
+        return rates
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:

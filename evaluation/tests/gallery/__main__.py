@@ -1,6 +1,7 @@
 """Grade the gallery, and print how many of each class were told for what they are."""
 
 import argparse
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from evaluation.tests.conftest import FAKE, Kata
 from evaluation.tests.gallery import cheats, honest, wrong, wrong_blocks
 from evaluation.tests.gallery.forgeries import FORGERIES, forge
 from evaluation.tests.gallery.run import Gallery
+from evaluation.tests.gallery.stopwatch import judged, stopwatch
+from evaluation.tests.gallery.timed import TIMED
 
 ENTRIES = (*wrong.ENTRIES, *wrong_blocks.ENTRIES, *cheats.ENTRIES, *honest.ENTRIES)
 
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _names() -> list[str]:
-    return [*(f"forgery {name}" for name in FORGERIES), *(f"{entry.kind} {entry.name}" for entry in ENTRIES)]
+    timed = (f"{kind} {entry.name}" for kind, entries in TIMED.items() for entry in entries)
+    return [*(f"forgery {name}" for name in FORGERIES), *(f"{entry.kind} {entry.name}" for entry in ENTRIES), *timed]
 
 
 def _graded(only: str) -> Iterator[Row]:
@@ -64,13 +68,29 @@ def _graded(only: str) -> Iterator[Row]:
     for entry in chosen:
         graded = gallery.grade(entry)
         yield Row(entry.kind, entry.name, graded.caught, graded.as_it_should_be, (*graded.told, "passed")[0])
+    yield from _timed(only)
+
+
+def _timed(only: str) -> Iterator[Row]:
+    """A cheat is refused for what it is, or gains nothing by it; who is honest is not refused."""
+    chosen = [(kind, entry) for kind, found in TIMED.items() for entry in found if only in f"{kind} {entry.name}"]
+    if not chosen:
+        return
+    with TemporaryDirectory(prefix="gallery-") as folder, stopwatch(Path(folder), secrets.randbits(62)) as watch:
+        for kind, entry in chosen:
+            found, failures = judged(*watch.raw(entry.code))
+            told = failures[0].message if failures else f"passed, {found.cases[0].outcome}"
+            right = entry.told in told if entry.told else not failures
+            if kind == "gains nothing":
+                right = right and found.cases[0].outcome != "faster"
+            yield Row(kind, entry.name, bool(failures), right, told)
 
 
 def _table(rows: list[Row]) -> Table:
     table = Table("class", "entries", "refused", "for the right reason")
     for kind in dict.fromkeys(row.kind for row in rows):
         these = [row for row in rows if row.kind == kind]
-        right = "" if kind == "honest" else str(sum(row.right for row in these))
+        right = "" if "honest" in kind else str(sum(row.right for row in these))
         table.add_row(kind, str(len(these)), str(sum(row.refused for row in these)), right)
     return table
 

@@ -169,5 +169,6 @@ HONEST_LOOK_ALIKES = tuple(
         ("really faster", CHEAP),
     )
 )  # fmt: skip
+TIMED = {"timed cheat": CHEATS, "gains nothing": GAIN_NOTHING, "timed honest": HONEST_LOOK_ALIKES}
 # These act by the GPU's own means; the judge's clock is what is in their way, as for the first of CHEATS.
 NEED_A_GPU = ("torch.cuda.Event.elapsed_time replaced", "work on a stream that no event waits for")
