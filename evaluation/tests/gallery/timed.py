@@ -169,6 +169,20 @@ HONEST_LOOK_ALIKES = tuple(
         ("really faster", CHEAP),
     )
 )  # fmt: skip
-TIMED = {"timed cheat": CHEATS, "gains nothing": GAIN_NOTHING, "timed honest": HONEST_LOOK_ALIKES}
-# These act by the GPU's own means; the judge's clock is what is in their way, as for the first of CHEATS.
-NEED_A_GPU = ("torch.cuda.Event.elapsed_time replaced", "work on a stream that no event waits for")
+# These act by what only a GPU has.
+GPU_CHEATS = tuple(
+    TimedEntry(*each)
+    for each in (
+        ("times of events replaced", f"{WORKER}_worker.elapsed = lambda start, end: 1e-3", "are explained"),
+        ("work on a stream that no event waits for", "import torch\n_side = torch.cuda.Stream()\n"
+         "def layernorm_adaln(x, scale, shift, eps=1e-6):\n"
+         "    _side.wait_stream(torch.cuda.current_stream())\n"
+         "    with torch.cuda.stream(_side):\n        return _honest(x, scale, shift)", "are explained"),
+    )
+)  # fmt: skip
+
+
+def timed_entries(device: str) -> dict[str, tuple[TimedEntry, ...]]:
+    """By class, those that can act on `device`."""
+    cheats = CHEATS + (GPU_CHEATS if device == "cuda" else ())
+    return {"timed cheat": cheats, "timed, gains nothing": GAIN_NOTHING, "timed honest": HONEST_LOOK_ALIKES}
