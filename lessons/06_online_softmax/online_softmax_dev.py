@@ -238,11 +238,12 @@ check("fp16", attention(*half), oracle(*half), tolerance=2e-3, hint="state in fp
 #                  |              |              |                     ^
 #   ---------------|--------------|--------------|---------------------|----
 #                  v              v              v                     |
-#   registers      q      .      k^T  =  logits 64 x 32                |
-#                                           |                          |
-#                                        weights 64 x 32  .  v         | o / l
-#                                           |                |         | once
-#      state:              m 64, l 64 <-----+   o 64 x 16 <--+ --------+
+#   registers      q      .      k^T  =  logits 64 x 32                | o / l,
+#                                           |                          | once
+#                                        weights 64 x 32  .  v         |
+#                                           |                |         |
+#      state:              m 64, l 64 <-----+   o 64 x 16 <--+         |
+#                                                   +------------------+
 # ```
 
 
