@@ -22,6 +22,7 @@ from evaluation.suite.command import run_guarded
 from evaluation.suite.result import exit_code
 
 _WORDS = {0: ("Success", "good"), 1: ("Failed", "bad"), 3: ("No verdict", "unsure")}
+_FEW = 10  # numeric cases that are shown without asking
 _BOUND_AT = 80.0  # where a share of 1 ends, of the 100 that a bar has
 Json = dict[str, Any]
 
@@ -30,6 +31,7 @@ def render_page(report: Report, histories: Sequence[History] = ()) -> str:
     """Raises jsonschema.ValidationError for a report, or a history, that is not of the published form."""
     document = report.model_dump(mode="json")
     validate(Report, document)
+    numerics = _numerics(document["numerics"])
     for each in histories:
         validate(History, each.model_dump(mode="json"))
     word, tone = _WORDS[exit_code(report.failures)]
@@ -42,7 +44,8 @@ def render_page(report: Report, histories: Sequence[History] = ()) -> str:
         tone=tone,
         reason=document["error"] or document["comparison"]["improvement_summary"],
         speed=speed_rows(document["speed"]),
-        numerics=_numerics(document["numerics"]),
+        numerics=numerics,
+        shown=max(_FEW, sum(row["status"] == "fail" for row in numerics)),
         tests=_counts(results),
         wrong=_wrong(results),
         not_run=_grouped(results["after"]["not_run"], lambda test: test["reason"]),
