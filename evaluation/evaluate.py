@@ -24,12 +24,13 @@ from evaluation.report.environment import describe_environment
 from evaluation.report.explain import explain, read_report
 from evaluation.report.junit import to_junit
 from evaluation.report.models import Report, RunSettings
+from evaluation.report.page import render_page
 from evaluation.report.sarif import to_sarif
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
 from evaluation.store.models import TAG
 from evaluation.store.store import Store
-from evaluation.store.verdict_run import keep_verdict, resolved
+from evaluation.store.verdict_run import earlier, keep_verdict, resolved
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
 from evaluation.suite.integrity import digest_of
 from evaluation.suite.pair import GRADER, Judge, Judged, judge_both, run_pair
@@ -149,9 +150,11 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, ju
         write_atomically(options.junit, to_junit(report))
     if options.sarif:
         write_atomically(options.sarif, to_sarif(report.findings))
+    page = render_page(report, earlier(Store(keep), report) if keep else ())
+    write_atomically(file.with_suffix(".html"), page)
     print_report(console, report, file)
     if keep:
-        run = keep_verdict(Store(keep), report, resolved(options, settings.seed), tuple(options.tag))
+        run = keep_verdict(Store(keep), report, page, resolved(options, settings.seed), tuple(options.tag))
         console.print(f"run: {run.id}", soft_wrap=True)
     return exit_code(report.failures)
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,15 +23,15 @@ def history(
     metric: str,
     *,
     statistic: Statistic = "p50",
-    like: str | None = None,
+    like: str | Mapping[str, Scalar] | None = None,
     window: Literal["quick", "full"] | None = None,
     limit: int | None = None,
 ) -> History:
-    """`like`: a run that the others must be like, in place of the newest; `window`: of evaluations, quick ones or
-    full ones. Raises StoreError where no run has the metric.
+    """`like`: a run, or a likeness, that the others must be like, in place of the newest that has the metric; `window`:
+    of evaluations, quick ones or full ones. Raises StoreError where no run has the metric.
     """
     measured = catalogue.measured(metric, statistic)
-    likeness = catalogue.whole(like).likeness() if like else _newest(measured, window)
+    likeness = catalogue.whole(like).likeness() if isinstance(like, str) else like or _newest(measured, window)
     if likeness is None:
         raise StoreError(f"no whole run{f' of the window {window}' if window else ''} has a metric {metric!r}")
     others, taken = Counter[str](), []

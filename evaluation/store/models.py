@@ -106,17 +106,20 @@ class Run(Record):
         return self
 
     def likeness(self) -> dict[str, Scalar]:
-        """What two runs must agree in to be comparable: kind, machine, versions and flags."""
-        where = self.provenance
-        return {
-            "kind": self.kind,
-            "gpu": ", ".join(where.gpus) or None,
-            "cpu_count": where.cpu_count,
-            "python": where.python_version,
-            "torch": where.torch_version,
-            "triton": where.triton_version,
-            "cuda": where.cuda_version,
-        } | {f"flag {name}": value for name, value in sorted(self.flags.items())}
+        return likeness(self.kind, self.provenance, self.flags)
+
+
+def likeness(kind: RunKind, where: Environment, flags: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What two runs must agree in to be comparable: kind, machine, versions and flags."""
+    return {
+        "kind": kind,
+        "gpu": ", ".join(where.gpus) or None,
+        "cpu_count": where.cpu_count,
+        "python": where.python_version,
+        "torch": where.torch_version,
+        "triton": where.triton_version,
+        "cuda": where.cuda_version,
+    } | {f"flag {name}": value for name, value in sorted(flags.items())}
 
 
 def unlike(a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> str | None:

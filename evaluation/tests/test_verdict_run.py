@@ -17,6 +17,7 @@ from evaluation.suite.probe import Machine
 from evaluation.suite.result import Failure, FailureKind, GraderError
 from evaluation.suite.run import Settings
 from evaluation.tests.conftest import FAKE, Kata
+from evaluation.tests.test_page import speed
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,23 @@ def test_a_failing_candidate_is_a_whole_run_that_failed(
     assert grade(reports) == 1
     entry = kept(reports).find("latest")
     assert (entry.state, entry.run.status) == ("whole", "failed")
+
+
+def test_times_are_kept_by_round_and_the_page_tells_of_earlier_runs(reports: Path, graded: dict[str, object]):
+    graded["speed"] = speed()
+    for _ in range(3):
+        assert grade(reports) == 0
+    found = kept(reports)
+    entry = found.find("latest")
+    metrics = found.summaries(entry.id, ["speed/*"])
+    took = metrics["speed/stack-B1-bfloat16/after/graph/seconds"]
+    assert (took.count, took.quartile_distance > 0) == (12, True)
+    assert metrics["speed/stack-B1-bfloat16/ratio"].last == 8.62
+    assert metrics["speed/stack-B1-bfloat16/after/graph/peak_bytes"].last == 700_000
+    page = (Store(reports / "runs").folder(entry.id) / "artifacts" / "report.html").read_text()
+    assert page.count("<polyline") == 2
+    assert "2 runs; the last 8.62" in page
+    assert page in [file.read_text() for file in reports.rglob("*-*/report.html")]
 
 
 def test_no_store_keeps_nothing_and_store_says_where(reports: Path, tmp_path: Path):
