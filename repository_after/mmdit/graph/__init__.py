@@ -2,7 +2,7 @@
 
 from mmdit.graph.errors import GraphError, TraceError, UnknownPassError, VerificationError
 from mmdit.graph.optimizer import GraphOptimizer, OptimizedModel
-from mmdit.graph.passes import fuse_mmdit, redundant_ops  # noqa: F401  register themselves
+from mmdit.graph.passes import fuse_mmdit, recompute, redundant_ops  # noqa: F401  register themselves
 from mmdit.graph.passes.base import Opportunity, OptimizationPass, find_pass, known_passes, register_pass
 from mmdit.graph.report import Report
 from mmdit.graph.swap import Swap, fuse, fusions, unfuse

@@ -25,7 +25,7 @@ SIZES = {
     )
 }
 ANY_NUMBER = {vanilla.EPS: "eps", vanilla.RMS_EPS: "rms_eps"}
-NEAR = 0.25  # of a pattern's operations that must have matched for it to be told as the nearest
+NEAR = 3  # operations of a pattern that must have matched for it to be told as the nearest
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Match:
 
 @dataclass(frozen=True)
 class NearMiss:
-    """The pattern that a node comes nearest to, and the first difference."""
+    """The pattern that a node comes near to, how many of its operations are there, and the first difference."""
 
     spelling: Spelling
     result: fx.Node
-    share: float
+    reached: int
     difference: str
 
 
@@ -82,7 +82,6 @@ def find(graph: fx.Graph, spelling: Spelling) -> tuple[list[Match], list[NearMis
     wanted = pattern(spelling)
     (root,) = wanted.output_node().all_input_nodes
     root, name = source(root), express(source(root)).name
-    size = sum(node.op == "call_function" for node in wanted.nodes)
     matches, misses = [], []
     for node in reversed(graph.nodes):
         if node.op != "call_function" or source(node) is not node or express(node).name != name:
@@ -91,8 +90,8 @@ def find(graph: fx.Graph, spelling: Spelling) -> tuple[list[Match], list[NearMis
         state = next(search.unify(root, node, _State()), None)
         if state is not None:
             matches.append(_match(spelling, node, wanted, state))
-        elif search.reached / size >= NEAR:
-            misses.append(NearMiss(spelling, node, search.reached / size, search.difference))
+        elif search.reached >= NEAR:
+            misses.append(NearMiss(spelling, node, search.reached, search.difference))
     return matches, misses
 
 

@@ -14,7 +14,8 @@ from mmdit.graph import vanilla
 from mmdit.graph.effects import Effects, find_effects
 from mmdit.graph.expression import aten, base, dtype_of, express, source
 from mmdit.graph.match import Match, NearMiss, find
-from mmdit.graph.passes.base import Opportunity, OptimizationPass, copy_graph, register_pass
+from mmdit.graph.passes.base import Opportunity, OptimizationPass, register_pass
+from mmdit.graph.passes.redundant_ops import RedundantOps
 from mmdit.ops.joint_attention.op import MAX_HEAD_DIM, MAX_TRAINED_HEAD_DIM
 from mmdit.ops.norm_adaln.tuning import MAX_DIM as MAX_NORM_DIM
 from mmdit.ops.pack_heads.tuning import MAX_DIM as MAX_PACK_DIM
@@ -31,22 +32,25 @@ class FuseMMDiT(OptimizationPass):
     """
 
     def analyze(self, graph_module: fx.GraphModule) -> list[Opportunity]:
-        return _Rewrite(copy_graph(graph_module)).run()
+        return _Rewrite(graph_module).run()
 
     def transform(self, graph_module: fx.GraphModule, opportunities: list[Opportunity]) -> fx.GraphModule:
-        if opportunities:
-            _Rewrite(graph_module).run()
-        graph_module.recompile()
-        return graph_module
+        if not opportunities:
+            return graph_module
+        rewrite = _Rewrite(graph_module)
+        rewrite.run()
+        rewrite.graph_module.recompile()
+        return rewrite.graph_module
 
 
 @dataclass
 class _Rewrite:
-    """One run over one graph."""
+    """One run over one graph, which is left as it was: graph_module is then the new one."""
 
     graph_module: fx.GraphModule
 
     def run(self) -> list[Opportunity]:
+        self.graph_module = RedundantOps()(self.graph_module).graph_module  # a pattern has each value once
         self.graph = self.graph_module.graph
         self.effects = find_effects(self.graph_module)
         self.found: list[Opportunity] = []
@@ -58,7 +62,7 @@ class _Rewrite:
                 self._take(match)
             for miss in near if spelling in vanilla.FUSED else ():
                 before = misses.get(miss.result)
-                if before is None or miss.share > before.share:
+                if before is None or miss.reached > before.reached:
                     misses[miss.result] = miss
         self._merge_norms()
         for node, miss in misses.items():
