@@ -177,6 +177,7 @@ def _grade(
             timeout_seconds=settings.timeout,
             seed=settings.seed,
             device=settings.device,
+            isolation=settings.isolation,
             require=tuple(dict.fromkeys(options.require)),
         ),
         environment=describe_environment(ROOT, pair.machine),
