@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _SYSTEM = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV")
 _TOOLS = ("CC", "CXX", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _KEPT_PREFIXES = ("LC_", "CUDA", "NVIDIA_")
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def scratch_folder() -> Iterator[Path]:
 def staged(source: Path, role: Role, engine: "Engine | None" = None) -> Iterator[Staged]:
     """Copy `source`, so that a run cannot change it and sees one state of it.
 
+    The copy is for reading only, as far as its owner can be told so; that nothing in it changed is checked apart.
+
     Raises TreeProblem when a file in it cannot be copied.
     """
     with scratch_folder() as folder:
@@ -86,4 +90,7 @@ def staged(source: Path, role: Role, engine: "Engine | None" = None) -> Iterator
             shutil.copytree(source, tree, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".git", "*.pyc"))
         except (OSError, shutil.Error) as error:
             raise TreeProblem(FailureKind.UNREADABLE_TREE, f"cannot be copied: {error}") from error
+        for path in (tree, *tree.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode & ~_WRITABLE)
         yield Staged(role, source, tree, scratch, child_environment(scratch), engine)
