@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from evaluation.judge.speed_record import Speed
 from evaluation.report.models import Report, TreeResults, TreeSection
 from evaluation.store.models import Run, Scalar
 from evaluation.store.store import Store
@@ -43,7 +44,7 @@ def keep_verdict(
 
 
 def verdict_metrics(report: Report) -> dict[str, float]:
-    """What of a report is a number: counts of tests, seconds, and each numeric case's error as a share of its bound."""
+    """What of a report is a number: counts of tests, seconds, errors as shares of their bounds, times and ratios."""
     found = {"seconds": report.duration_seconds, "success": float(report.success)}
     found |= {f"axis/{name}/passed": float(axis.status == "pass") for name, axis in report.verdict}
     for role in ("before", "after"):
@@ -58,7 +59,19 @@ def verdict_metrics(report: Report) -> dict[str, float]:
         found[f"{role}/numerics/seconds"] = numbers.duration_seconds
         if shares:
             found[f"{role}/numerics/worst_share"] = max(shares.values())
-    return found
+    return found | speed_metrics(report.speed)
+
+
+def speed_metrics(speed: Speed) -> dict[str, float]:
+    """Ratios with their ends, and medians, by what was timed: a fallback's go by another name than the fused path's."""
+    found = {}
+    for case in speed.cases:
+        if case.ratio is not None:
+            found |= {f"{speed.what}/{end}/{case.name}": value for end, value in case.ratio}
+        for each in case.contenders:
+            if each.median_seconds is not None:
+                found[f"{each.worker}/{speed.what}/{each.contender}/{case.name}"] = each.median_seconds
+    return {name[:200]: value for name, value in found.items()}
 
 
 def _tests(role: str, section: TreeSection, results: TreeResults) -> dict[str, float]:

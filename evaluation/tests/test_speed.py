@@ -13,6 +13,7 @@ from evaluation.judge.speed import Judged, judge_speed_again, keep_raw
 from evaluation.judge.speed_record import ContenderFacts, Kernel, RawSpeed, Turn
 from evaluation.judge.turns import Values
 from evaluation.report.speed_axis import speed_axis
+from evaluation.store.verdict_run import speed_metrics
 from evaluation.suite.result import Failure, FailureKind, GraderError
 from evaluation.tests.gallery.stopwatch import PLAN, Stopwatch, judged, stopwatch
 from evaluation.tests.gallery.timed import CHEATS, GAIN_NOTHING, HONEST_LOOK_ALIKES, TimedEntry
@@ -72,6 +73,13 @@ class TestHonest:
         assert (failures, found.cases[0].outcome) == ((), "faster")
         assert found.cases[0].ratio.low > 3
         assert found.cases[0].host_ratio.low > 1
+
+    def test_ratios_and_times_are_metrics_of_a_kept_verdict(self, run: Run):
+        found, _ = judged(*run("really faster"))
+        metrics = speed_metrics(found)
+        assert metrics[f"fallback/low/{PLAN.case.name}"] == found.cases[0].ratio.low
+        assert {name.split("/")[0] for name in metrics} == {"fallback", "before", "again", "after"}
+        assert len(metrics) == 6
 
     def test_a_kept_run_is_judged_the_same_and_refused_where_it_was_changed(self, run: Run):
         raw, folder = run("really faster")
