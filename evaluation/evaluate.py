@@ -24,12 +24,13 @@ from evaluation.report.environment import describe_environment
 from evaluation.report.explain import explain, read_report
 from evaluation.report.junit import to_junit
 from evaluation.report.models import Report, RunSettings
+from evaluation.report.page import render_page
 from evaluation.report.sarif import to_sarif
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
 from evaluation.store.models import TAG
 from evaluation.store.store import Store
-from evaluation.store.verdict_run import keep_verdict, resolved
+from evaluation.store.verdict_run import earlier, keep_verdict, resolved
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
 from evaluation.suite.integrity import digest_of
 from evaluation.suite.pair import GRADER, Judge, Judged, judge_both, run_pair
@@ -46,7 +47,10 @@ def main(
     if arguments[:1] == ["explain"]:
         report = _explain_parser().parse_args(arguments[1:]).report
         return run_guarded(lambda: _explain(report))
-    options = parse_with_config(_parser(), arguments)
+    parser = _parser()
+    options = parse_with_config(parser, arguments)
+    if options.regrade and options.require:
+        parser.error("argument --require: not allowed with --regrade, which keeps to what its run was asked for")
     return run_guarded(lambda: _evaluate(options, settings_from(options, suite), reports, judge))
 
 
@@ -149,9 +153,11 @@ def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, ju
         write_atomically(options.junit, to_junit(report))
     if options.sarif:
         write_atomically(options.sarif, to_sarif(report.findings))
+    page = render_page(report, earlier(Store(keep), report) if keep else ())
+    write_atomically(file.with_suffix(".html"), page)
     print_report(console, report, file)
     if keep:
-        run = keep_verdict(Store(keep), report, resolved(options, settings.seed), tuple(options.tag))
+        run = keep_verdict(Store(keep), report, page, resolved(options, settings.seed), tuple(options.tag))
         console.print(f"run: {run.id}", soft_wrap=True)
     return exit_code(report.failures)
 
@@ -177,6 +183,7 @@ def _grade(
             timeout_seconds=settings.timeout,
             seed=settings.seed,
             device=settings.device,
+            isolation=settings.isolation,
             require=tuple(dict.fromkeys(options.require)),
         ),
         environment=describe_environment(ROOT, pair.machine),

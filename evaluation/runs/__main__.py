@@ -105,9 +105,8 @@ def _export(options: argparse.Namespace, store: Store, catalogue: Catalogue, con
         from evaluation.store import exporters  # what they need is optional
 
         send = {"mlflow": exporters.to_mlflow, "tensorboard": exporters.to_tensorboard}[options.format]
-        for run in runs:
-            send(store, catalogue.whole(run), options.output)
-        console.print(f"{len(runs)} runs to {options.output}", soft_wrap=True)
+        sent = sum(send(store, catalogue.whole(run), options.output) for run in runs)
+        console.print(f"{sent} runs to {options.output}, where {len(runs) - sent} were already", soft_wrap=True)
         return 0
     rows = value_rows(store, catalogue, runs) if options.values else summary_rows(catalogue, runs)
     export(rows, options.format, Path(options.output))

@@ -91,7 +91,7 @@ def _history(command: argparse.ArgumentParser) -> None:
     _statistic_option(command)
     command.add_argument("--like", metavar="RUN", help="runs like this one, in place of the newest")
     command.add_argument("--window", choices=("quick", "full"), help="evaluations with --quick, or without")
-    command.add_argument("--limit", type=_count, metavar="N", help="the newest N")
+    command.add_argument("--limit", type=_count, default=100, metavar="N", help="the newest N (default: %(default)d)")
     _json_option(command)
 
 

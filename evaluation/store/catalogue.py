@@ -1,7 +1,10 @@
 """What the index says of runs: the newest first, and found by what a person would call them."""
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import quantiles
 from typing import NamedTuple
 
 from evaluation.store.errors import StoreError
@@ -10,6 +13,7 @@ from evaluation.store.index import Index
 from evaluation.store.models import MetricSummary, Run, RunKind
 from evaluation.store.verify import State
 
+_ALIKE = 100
 _LATEST = re.compile(r"latest(?:~(\d+))?")
 
 
@@ -20,6 +24,16 @@ class Entry(NamedTuple):
     state: State
     reason: str | None
     run: Run | None
+
+
+class Measured(NamedTuple):
+    """A metric of a run; `likeness` as JSON, `value` null where it is no finite number."""
+
+    run: str
+    started_at: str
+    commit: str | None
+    likeness: str
+    value: float | None
 
 
 class Catalogue:
@@ -72,35 +86,37 @@ class Catalogue:
         found = self.index.summaries(f"run = ? AND ({either}) ORDER BY name", (run, *metrics))
         return {summary.name: summary for _, summary in found}
 
-    def measured(self, metric: str) -> Iterator[tuple[Run, MetricSummary]]:
+    def measured(self, metric: str, statistic: Statistic) -> list[Measured]:
         """Every whole run that has the metric, oldest first."""
         rows = self.index.rows(
-            "SELECT id, document FROM runs JOIN metrics ON run = id AND name = ? WHERE state = 'whole'"
-            " ORDER BY started_at, id",
+            f"SELECT id, started_at, document ->> '$.provenance.git_commit', likeness, {statistic}"
+            " FROM runs JOIN metrics ON run = id AND name = ? WHERE state = 'whole' ORDER BY started_at, id",
             (metric,),
         )
-        summaries = dict(self.index.summaries("name = ?", (metric,)))
-        for id, document in rows:
-            yield Run.model_validate_json(document), summaries[id]
+        return [Measured(*row) for row in rows]
 
-    def spreads(self, run: str, statistic: Statistic) -> dict[str, float]:
-        """Of each metric of a run that at least four runs like it have: the quartile distance over these runs."""
+    def spreads(self, run: str, metrics: Sequence[str], statistic: Statistic) -> dict[str, float]:
+        """Of each of these metrics that at least four runs like this one have: the quartile distance over the runs, the
+        newest hundred of them.
+        """
         rows = self.index.rows(
             f"""
             WITH alike AS (
                 SELECT id FROM runs WHERE state = 'whole' AND likeness = (SELECT likeness FROM runs WHERE id = ?)
-            ), ranked AS (
-                SELECT name, {statistic} AS value,
-                    row_number() OVER (PARTITION BY name ORDER BY {statistic}) - 1 AS place,
-                    count(*) OVER (PARTITION BY name) - 1 AS steps
-                FROM metrics JOIN alike ON run = id WHERE {statistic} IS NOT NULL
+                ORDER BY started_at DESC LIMIT {_ALIKE}
             )
-            SELECT name, max(value) FILTER (WHERE place = 3 * steps / 4) - max(value) FILTER (WHERE place = steps / 4)
-            FROM ranked WHERE steps >= 3 GROUP BY name
+            SELECT name, {statistic} FROM metrics JOIN alike ON run = id
+            WHERE {statistic} IS NOT NULL AND name IN (SELECT value FROM json_each(?))
             """,
-            (run,),
+            (run, json.dumps(list(metrics))),
         )
-        return dict(rows)
+        found: dict[str, list[float]] = defaultdict(list)
+        for name, value in rows:
+            found[name].append(value)
+        quartiles = {
+            name: quantiles(values, n=4, method="inclusive") for name, values in found.items() if len(values) >= 4
+        }
+        return {name: high - low for name, (low, _, high) in quartiles.items()}
 
 
 def _entry(id: str, state: State, reason: str | None, document: str | None) -> Entry:

@@ -22,11 +22,14 @@ def compare(
     metric that no run has, and, unless `anyway`, for runs that are not like the base, with what differs.
     """
     baseline, others = catalogue.whole(base), [catalogue.whole(run) for run in runs]
-    reasons = tuple(f"{run.id}: {why}" for run in others if (why := unlike(baseline, run)))
+    likeness = baseline.likeness()
+    reasons = tuple(f"{run.id}: {why}" for run in others if (why := unlike(likeness, run.likeness())))
     if reasons and not anyway:
         told = "\n  ".join(reasons)
         raise StoreError(f"only like is compared with like, and these differ from {baseline.id}:\n  {told}")
-    expected, spreads = catalogue.summaries(baseline.id, metrics), catalogue.spreads(baseline.id, statistic)
+    expected = catalogue.summaries(baseline.id, metrics)
+    once = [name for name, each in expected.items() if each.quartile_distance is None]
+    spreads = catalogue.spreads(baseline.id, once, statistic) if once else {}
     found: list[Difference] = []
     for run in others:
         got = catalogue.summaries(run.id, metrics)

@@ -1,16 +1,17 @@
 """A metric over runs: like with like only, and where it changed for good."""
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from evaluation.store.catalogue import Catalogue
+from evaluation.store.catalogue import Catalogue, Measured
 from evaluation.store.errors import StoreError
 from evaluation.store.forms import History, HistoryPoint, Statistic
-from evaluation.store.models import Run, unlike
+from evaluation.store.models import Scalar, unlike
 
 FEWEST = 6  # values in which a change can be told from noise
 _SHORTEST = 3  # values between two changes
@@ -22,33 +23,30 @@ def history(
     metric: str,
     *,
     statistic: Statistic = "p50",
-    like: str | None = None,
+    like: str | Mapping[str, Scalar] | None = None,
     window: Literal["quick", "full"] | None = None,
     limit: int | None = None,
 ) -> History:
-    """`like`: a run that the others must be like, in place of the newest; `window`: of evaluations, quick ones or
-    full ones. Raises StoreError where no run has the metric.
+    """`like`: a run, or a likeness, that the others must be like, in place of the newest that has the metric; `window`:
+    of evaluations, quick ones or full ones. Raises StoreError where no run has the metric.
     """
-    measured = [(run, getattr(summary, statistic)) for run, summary in catalogue.measured(metric)]
-    model = catalogue.whole(like) if like else _newest([run for run, _ in measured], window)
-    if model is None:
+    measured = catalogue.measured(metric, statistic)
+    likeness = catalogue.whole(like).likeness() if isinstance(like, str) else like or _newest(measured, window)
+    if likeness is None:
         raise StoreError(f"no whole run{f' of the window {window}' if window else ''} has a metric {metric!r}")
-    likeness = model.likeness()
-    others = Counter(unlike(model, run) for run, _ in measured if run.likeness() != likeness)
-    taken = [(run, v) for run, v in measured if v is not None and run.likeness() == likeness]
+    others, taken = Counter[str](), []
+    for each in measured:
+        if why := unlike(likeness, json.loads(each.likeness)):
+            others[why] += 1
+        elif each.value is not None:
+            taken.append(each)
     taken = taken[-limit:] if limit else taken
     if not taken:
-        raise StoreError(f"no whole run like {model.id} has a finite {metric!r}")
-    changes = change_points([value for _, value in taken])
+        raise StoreError(f"no whole run like that has a finite {metric!r}")
+    changes = change_points([each.value for each in taken])
     points = tuple(
-        HistoryPoint(
-            run=run.id,
-            started_at=run.started_at,
-            commit=run.provenance.git_commit,
-            value=value,
-            changed=number in changes,
-        )
-        for number, (run, value) in enumerate(taken)
+        HistoryPoint(run=x.run, started_at=x.started_at, commit=x.commit, value=x.value, changed=number in changes)
+        for number, x in enumerate(taken)
     )
     left_out = tuple(f"{count} runs: {why}" for why, count in others.most_common())
     return History(metric=metric, statistic=statistic, points=points, left_out=left_out)
@@ -81,6 +79,9 @@ def change_points(values: Sequence[float]) -> list[int]:
     return found[::-1]
 
 
-def _newest(runs: Sequence[Run], window: str | None) -> Run | None:
-    wanted = [run for run in runs if window is None or run.flags.get("quick") == (window == "quick")]
-    return wanted[-1] if wanted else None
+def _newest(measured: Sequence[Measured], window: str | None) -> dict[str, Scalar] | None:
+    for each in reversed(measured):
+        likeness = json.loads(each.likeness)
+        if window is None or likeness.get("flag quick") == (window == "quick"):
+            return likeness
+    return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -105,22 +106,24 @@ class Run(Record):
         return self
 
     def likeness(self) -> dict[str, Scalar]:
-        """What two runs must agree in to be comparable: kind, machine, versions and flags."""
-        where = self.provenance
-        return {
-            "kind": self.kind,
-            "gpu": ", ".join(where.gpus) or None,
-            "cpu_count": where.cpu_count,
-            "python": where.python_version,
-            "torch": where.torch_version,
-            "triton": where.triton_version,
-            "cuda": where.cuda_version,
-        } | {f"flag {name}": value for name, value in sorted(self.flags.items())}
+        return likeness(self.kind, self.provenance, self.flags)
 
 
-def unlike(one: Run, other: Run) -> str | None:
-    """Why two runs are not comparable, as 'gpu: H100 against H200; ...'; None when they are."""
-    a, b = one.likeness(), other.likeness()
+def likeness(kind: RunKind, where: Environment, flags: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What two runs must agree in to be comparable: kind, machine, versions and flags."""
+    return {
+        "kind": kind,
+        "gpu": ", ".join(where.gpus) or None,
+        "cpu_count": where.cpu_count,
+        "python": where.python_version,
+        "torch": where.torch_version,
+        "triton": where.triton_version,
+        "cuda": where.cuda_version,
+    } | {f"flag {name}": value for name, value in sorted(flags.items())}
+
+
+def unlike(a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> str | None:
+    """Why runs of these likenesses are not comparable, as 'gpu: H100 against H200; ...'; None when they are."""
     return "; ".join(f"{k}: {a.get(k)} against {b.get(k)}" for k in {**a, **b} if a.get(k) != b.get(k)) or None
 
 

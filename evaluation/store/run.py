@@ -1,6 +1,5 @@
 """Writing a run. A writer may be killed at any byte: its run is then visibly partial, and no other one's is touched."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ from pydantic import ValidationError
 
 from evaluation.report.write import write_atomically, write_record
 from evaluation.store.errors import StoreError
-from evaluation.store.files import ARTIFACT_LINES, ARTIFACTS, METRICS, RUN, SUMMARY, WRITERS, seal_of
+from evaluation.store.files import ARTIFACT_LINES, ARTIFACTS, METRICS, RUN, SUMMARY, seal_of
+from evaluation.store.held import hold
 from evaluation.store.lines import Lines, unseal, whole_lines
 from evaluation.store.metrics import metrics_line, summarise
 from evaluation.store.models import Artifact, ArtifactKind, Run, RunFile, RunSummary, Seal
@@ -130,13 +130,6 @@ def reopen(folder: Path) -> RunWriter:
             if file.name not in listed:
                 file.unlink()  # its writer was killed before it could say what it is
     return RunWriter(folder)
-
-
-def hold(folder: Path) -> int:
-    """The descriptor of a shared lock that tells that a writer lives, until it is closed or its process ends."""
-    descriptor = os.open(folder / WRITERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
 
 
 def read_run(folder: Path) -> Run:

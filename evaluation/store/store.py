@@ -10,6 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from pydantic import ValidationError
 from evaluation.report.models import Environment
 from evaluation.store.errors import StoreError
 from evaluation.store.files import INDEX, METRICS, QUARANTINE, RUN
+from evaluation.store.held import is_held
 from evaluation.store.index import Index
 from evaluation.store.models import Run, RunKind, Scalar
 from evaluation.store.run import RunWriter, begin, read_run, reopen, write_run
-from evaluation.store.verify import Condition, examine, is_held
+from evaluation.store.verify import Condition, examine
 
 _STALE_STAGING_SECONDS = 86400.0
 _BATCH = 32
@@ -155,11 +157,16 @@ class Store:
                     index.put(*each)
 
     def _examined(self, folder: Path, known: tuple[str, str] | None) -> tuple[str, str, Condition] | None:
-        """What the index is to hold of a run; None: it does already."""
+        """What the index is to hold of a run; None: it does already, or the run was removed."""
         if known and known[0] == _stamp(folder) and known[1] != "running":
             return None
         found = examine(folder)
-        return folder.name, _stamp(self._place(folder, found)), found
+        placed = self._place(folder, found)
+        if placed.is_dir():
+            return folder.name, _stamp(placed), found
+        with suppress(StoreError):  # another reader moved it while it was read
+            return self._examined(self.folder(folder.name), None)
+        return None
 
     def _folders(self) -> Iterator[tuple[str, Path]]:
         """Every run's folder by its id; those in quarantine first, since a run of the same id outside it counts."""

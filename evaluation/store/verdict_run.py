@@ -2,10 +2,17 @@
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
+from evaluation.judge.speed_record import SpeedCase
 from evaluation.report.models import Report, TreeResults, TreeSection
-from evaluation.store.models import Run, Scalar
+from evaluation.store.catalogue import Catalogue
+from evaluation.store.errors import StoreError
+from evaluation.store.forms import History
+from evaluation.store.history import history
+from evaluation.store.models import Run, Scalar, likeness
 from evaluation.store.store import Store
 from evaluation.suite.result import exit_code
 
@@ -23,19 +30,41 @@ def resolved(options: argparse.Namespace, seed: int) -> dict[str, Scalar | list[
     }
 
 
+def earlier(store: Store, report: Report) -> list[History]:
+    """What the store knows of runs like the report's: the histories worth a look, of two runs or more."""
+    if not store.root.is_dir():
+        return []
+    try:
+        index = store.index()
+    except StoreError:  # it can always be made anew
+        index = store.reindex()
+    like = likeness("evaluate", report.environment, _flags(report))
+    metrics = [f"speed/{case.name}/ratio" for case in report.speed.cases] + ["after/numerics/worst_share", "seconds"]
+    found = []
+    try:
+        for metric in metrics:
+            with suppress(StoreError):  # no such run
+                found.append(history(Catalogue(index), metric, like=like))
+    finally:
+        index.close()
+    return [each for each in found if len(each.points) > 1]
+
+
 def keep_verdict(
-    store: Store, report: Report, config: dict[str, Scalar | list[str]], tags: tuple[str, ...] = ()
+    store: Store, report: Report, page: str, config: dict[str, Scalar | list[str]], tags: tuple[str, ...] = ()
 ) -> Run:
-    """Store a report with its numbers as metrics, and a config file that repeats the run."""
+    """Store a report with its page, its numbers as metrics, and a config file that repeats the run."""
     run = store.create(
         "evaluate",
         report.environment,
         id=report.run_id,
         tags=tags,
         config={name: ",".join(value) if isinstance(value, list) else value for name, value in config.items()},
-        flags={"quick": report.settings.quick, "device": report.settings.device},
+        flags=_flags(report),
     )
     run.log(0, verdict_metrics(report))
+    run.log_many(list(enumerate(round_medians(report))))
+    run.add_artifact(page, "page", "report.html")
     run.add_artifact(json.dumps(report.model_dump(mode="json"), indent=2, allow_nan=False), "report", "report.json")
     toml = "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.items())  # JSON's forms are TOML's too
     run.add_artifact(toml, "config", "config.toml")
@@ -58,7 +87,33 @@ def verdict_metrics(report: Report) -> dict[str, float]:
         found[f"{role}/numerics/seconds"] = numbers.duration_seconds
         if shares:
             found[f"{role}/numerics/worst_share"] = max(shares.values())
+    for case in report.speed.cases:
+        found |= _speed(case)
     return found
+
+
+def round_medians(report: Report) -> list[dict[str, float]]:
+    """Of each round, each timed contender's median seconds: a metric measured as often has a noise."""
+    rounds: list[dict[str, float]] = []
+    for case in report.speed.cases:
+        for timed in case.contenders:
+            name = f"speed/{case.name}/{timed.worker}/{timed.contender}/seconds"
+            for number, seconds in enumerate(timed.rounds):
+                rounds += [{}] if number == len(rounds) else []
+                rounds[number][name] = median(seconds)
+    return rounds
+
+
+def _speed(case: SpeedCase) -> dict[str, float | None]:
+    found: dict[str, float | None] = {"noise_floor": case.noise_floor, "least_seconds": case.least_seconds}
+    found["ratio"] = case.ratio and case.ratio.ratio
+    for timed in case.contenders:
+        found[f"{timed.worker}/{timed.contender}/peak_bytes"] = timed.peak_bytes
+    return {f"speed/{case.name}/{name}": value for name, value in found.items() if value is not None}
+
+
+def _flags(report: Report) -> dict[str, Scalar]:
+    return {"quick": report.settings.quick, "device": report.settings.device}
 
 
 def _tests(role: str, section: TreeSection, results: TreeResults) -> dict[str, float]:

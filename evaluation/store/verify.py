@@ -1,14 +1,13 @@
 """Whether a run is whole, judged by its files alone."""
 
-import fcntl
-import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from evaluation.store.errors import StoreError
-from evaluation.store.files import ARTIFACTS, METRICS, SUMMARY, WRITERS, seal_of
+from evaluation.store.files import ARTIFACTS, METRICS, SUMMARY, seal_of
+from evaluation.store.held import is_held
 from evaluation.store.models import FileSeal, MetricSummary, Run, RunSummary
 from evaluation.store.run import read_run
 
@@ -43,21 +42,6 @@ def examine(folder: Path) -> Condition:
     except (OSError, ValidationError) as error:
         return Condition("damaged", f"{SUMMARY} cannot be read: {error}", run)
     return Condition("whole", None, run, summary.metrics)
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a writer of the run lives."""
-    try:
-        descriptor = os.open(folder / WRITERS, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _problem(file: Path, seal: FileSeal) -> str | None:

@@ -59,7 +59,7 @@ def kill_writers(store: Store, kills: int, chance: random.Random) -> list[str]:
         first, second = f"run-{number}", f"run-{number + 1}"
         jobs = [(first, write_run), (second, write_run) if number % 4 else (first, write_together)]
         start = time.monotonic()
-        writers = [(chance.uniform(0, 1.6 * usual), id, *_forked(partial(do, store, id))) for id, do in jobs]
+        writers = [(chance.uniform(0, 1.6 * usual), id, *forked(partial(do, store, id))) for id, do in jobs]
         for moment, id, process, heard in sorted(writers):
             time.sleep(max(0.0, start + moment - time.monotonic()))
             os.kill(process, signal.SIGKILL)
@@ -129,7 +129,7 @@ def corrupt_bytes(store: Store, count: int, chance: random.Random) -> list[str]:
     return problems
 
 
-def _forked(work: Callable[[int], None]) -> tuple[int, int]:
+def forked(work: Callable[[int], None]) -> tuple[int, int]:
     """The process that does the work, and where to hear what it tells."""
     heard, told = os.pipe()
     process = os.fork()
@@ -146,7 +146,7 @@ def _forked(work: Callable[[int], None]) -> tuple[int, int]:
 
 def _seconds(work: Callable[[int], None]) -> float:
     start = time.monotonic()
-    process, heard = _forked(work)
+    process, heard = forked(work)
     os.waitpid(process, 0)
     os.close(heard)
     return time.monotonic() - start

@@ -1,8 +1,10 @@
 """The run store: what is written is there, what is not whole is never shown as whole, and what is wrong is said."""
 
+import os
 import random
 import shutil
 import sqlite3
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from evaluation.store.lines import Lines
 from evaluation.store.metrics import read_metrics
 from evaluation.store.store import Store
 from evaluation.store.verify import examine
-from evaluation.tests.store_faults import corrupt_bytes, kill_writers
+from evaluation.tests.store_faults import corrupt_bytes, forked, kill_writers
 from evaluation.tests.stored_runs import HERE, stored
 
 
@@ -158,6 +160,23 @@ def test_a_run_put_right_leaves_the_quarantine(store: Store):
     (store.root / QUARANTINE / run.id / "run.json").write_text(text)
     assert states(store) == {run.id: "whole"}
     assert store.folder(run.id) == store.root / run.id
+
+
+def test_readers_at_once_make_the_same_index_and_move_each_run_once(store: Store):
+    for _ in range(6):
+        stored(store, {"loss": [1.0]})
+        store.create("bench", HERE).close()
+    readers = [forked(partial(_read, store)) for _ in range(6)]
+    assert [os.read(heard, 1) for _, heard in readers] == [b"f"] * 6
+    for process, heard in readers:
+        os.waitpid(process, 0)
+        os.close(heard)
+
+
+def _read(store: Store, told: int) -> None:
+    counts = store.index().rows("SELECT state, count(*) FROM runs GROUP BY state ORDER BY state")
+    assert counts == [("partial", 6), ("whole", 6)]
+    os.write(told, b"f")
 
 
 def test_the_index_follows_new_changed_and_removed_runs(store: Store):

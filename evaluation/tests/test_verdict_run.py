@@ -1,5 +1,7 @@
 """Every verdict is a run of the store, from a config file too, and from Python."""
 
+import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,20 +11,67 @@ from evaluation.report.models import Report
 from evaluation.store.catalogue import Catalogue
 from evaluation.store.errors import StoreError
 from evaluation.store.store import Store
-from evaluation.suite.result import GraderError
-from evaluation.tests.conftest import Kata, right_numbers
-
-pytestmark = pytest.mark.usefixtures("known_machine")
-
-
-def grade(kata: Kata, *more: str) -> int:
-    trees = ("--before", str(kata.before), "--after", str(kata.after))
-    return evaluate.main([*trees, *more], suite=kata.suite, reports=kata.folder / "reports", judge=right_numbers)
+from evaluation.suite import pair
+from evaluation.suite.command import ROOT
+from evaluation.suite.probe import Machine
+from evaluation.suite.result import Failure, FailureKind, GraderError
+from evaluation.suite.run import Settings
+from evaluation.tests.conftest import FAKE, Kata
+from evaluation.tests.test_page import speed
 
 
-def test_a_verdict_is_kept_with_its_numbers_report_and_config(kata: Kata, capsys: pytest.CaptureFixture[str]):
-    assert grade(kata, "--seed", "5", "--tag", "nightly") == 0
-    store = Store(kata.folder / "reports" / "runs")
+@pytest.fixture(scope="module")
+def passing(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report on a pair of trees, from one run for all tests here."""
+    folder = tmp_path_factory.mktemp("graded") / "kata"
+    shutil.copytree(FAKE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "describe_machine", lambda _device: Machine(torch_version="0"))
+        return Kata(folder).report()
+
+
+@pytest.fixture(autouse=True)
+def graded(passing: Report, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """In place of the long work: the report that is there, with the run's options. Fields put in here change it."""
+    changes: dict[str, object] = {}
+
+    def grade_trees(options: Namespace, settings: Settings, *rest: object) -> Report:
+        assert isinstance(options.before, Path)
+        given = {"seed": settings.seed, "quick": settings.quick, "device": settings.device}
+        about = passing.settings.model_copy(update=given)
+        return passing.model_copy(update={"run_id": rest[-1], "settings": about, **changes})
+
+    monkeypatch.setattr(evaluate, "_grade", grade_trees)
+    monkeypatch.setattr(evaluate, "REPORTS", "no test writes there")
+    return changes
+
+
+@pytest.fixture
+def failing(passing: Report) -> dict[str, object]:
+    """The fields of a report on a tree that failed."""
+    failure = Failure(kind=FailureKind.TIMEOUT, tree="after", message="m")
+    comparison = passing.comparison.model_copy(update={"passed_gate": False})
+    results = passing.results.model_copy(update={"comparison": comparison})
+    told = {"success": False, "failures": (failure,), "error": "after: timeout: m"}
+    return told | {"comparison": comparison, "results": results}
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    return tmp_path / "reports"
+
+
+def grade(reports: Path, *more: str) -> int:
+    return evaluate.main(list(more), reports=reports)
+
+
+def kept(reports: Path) -> Catalogue:
+    return Catalogue(Store(reports / "runs").index())
+
+
+def test_a_verdict_is_kept_with_its_numbers_report_and_config(reports: Path, capsys: pytest.CaptureFixture[str]):
+    assert grade(reports, "--seed", "5", "--tag", "nightly") == 0
+    store = Store(reports / "runs")
     found = Catalogue(store.index())
     entry = found.find("nightly")
     assert (entry.state, entry.run.kind, entry.run.status) == ("whole", "evaluate", "success")
@@ -33,40 +82,55 @@ def test_a_verdict_is_kept_with_its_numbers_report_and_config(kata: Kata, capsys
     assert (numbers["after/tests/passed"], numbers["before/tests/failed"], numbers["success"]) == (4, 2, 1)
     assert numbers["axis/speed/passed"] == 0
     artifacts = store.folder(entry.id) / "artifacts"
-    latest = kata.folder / "reports" / "latest.json"
+    latest = reports / "latest.json"
     assert Report.model_validate_json((artifacts / "report.json").read_bytes()).run_id == entry.id
     assert (artifacts / "report.json").read_text().strip() == latest.read_text().strip()
 
     # the kept config repeats the run: nothing is given but it
-    again = evaluate.main(
-        ["--config", str(artifacts / "config.toml")],
-        suite=kata.suite,
-        reports=kata.folder / "reports",
-        judge=right_numbers,
-    )
-    assert again == 0
+    assert grade(reports, "--config", str(artifacts / "config.toml")) == 0
     runs = [entry.run for entry in Catalogue(store.index()).entries()]
     assert runs[0].config == runs[1].config
     assert runs[0].id != runs[1].id
 
 
-def test_a_failing_candidate_is_a_whole_run_that_failed(kata: Kata):
-    kata.append("after/mmdit/__init__.py", "del perimeter")
-    assert grade(kata) == 1
-    entry = Catalogue(Store(kata.folder / "reports" / "runs").index()).find("latest")
+def test_a_failing_candidate_is_a_whole_run_that_failed(
+    reports: Path, graded: dict[str, object], failing: dict[str, object]
+):
+    graded.update(failing)
+    assert grade(reports) == 1
+    entry = kept(reports).find("latest")
     assert (entry.state, entry.run.status) == ("whole", "failed")
 
 
-def test_no_store_keeps_nothing_and_store_says_where(kata: Kata, tmp_path: Path):
-    assert grade(kata, "--no-store") == 0
-    assert not (kata.folder / "reports" / "runs").exists()
-    assert grade(kata, "--store", str(tmp_path / "mine")) == 0
+def test_times_are_kept_by_round_and_the_page_tells_of_earlier_runs(reports: Path, graded: dict[str, object]):
+    graded["speed"] = speed()
+    for _ in range(3):
+        assert grade(reports) == 0
+    found = kept(reports)
+    entry = found.find("latest")
+    metrics = found.summaries(entry.id, ["speed/*"])
+    took = metrics["speed/stack-B1-bfloat16/after/graph/seconds"]
+    assert (took.count, took.quartile_distance > 0) == (12, True)
+    assert metrics["speed/stack-B1-bfloat16/ratio"].last == 8.62
+    assert metrics["speed/stack-B1-bfloat16/after/graph/peak_bytes"].last == 700_000
+    page = (Store(reports / "runs").folder(entry.id) / "artifacts" / "report.html").read_text()
+    assert page.count("<polyline") == 2
+    assert "2 runs; the last 8.62" in page
+    assert page in [file.read_text() for file in reports.rglob("*-*/report.html")]
+
+
+def test_no_store_keeps_nothing_and_store_says_where(reports: Path, tmp_path: Path):
+    assert grade(reports, "--no-store") == 0
+    assert not (reports / "runs").exists()
+    assert grade(reports, "--store", str(tmp_path / "mine")) == 0
     assert len(Catalogue(Store(tmp_path / "mine").index()).entries()) == 1
 
 
-def test_a_store_that_cannot_be_written_is_3_before_anything_runs(kata: Kata, capsys: pytest.CaptureFixture[str]):
-    (kata.folder / "file").write_text("")
-    assert grade(kata, "--store", str(kata.folder / "file" / "runs")) == 3
+def test_a_store_that_cannot_be_written_is_3_before_anything_runs(
+    reports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    assert grade(reports, "--store", str(tmp_path / "file" / "runs")) == 3
     captured = capsys.readouterr()
     assert "cannot write reports to" in captured.err
     assert "before:" not in captured.out
@@ -86,54 +150,46 @@ def test_a_store_that_cannot_be_written_is_3_before_anything_runs(kata: Kata, ca
     ],
 )
 def test_a_wrong_config_file_is_usage(
-    kata: Kata, tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+    reports: Path, tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "config.toml"
     if text is not None:
         file.write_text(text)
     with pytest.raises(SystemExit) as stop:
-        grade(kata, "--config", str(file))
+        grade(reports, "--config", str(file))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_command_line_counts_more_than_the_file(kata: Kata, tmp_path: Path):
+def test_the_command_line_counts_more_than_the_file(reports: Path, tmp_path: Path):
     (tmp_path / "config.toml").write_text('seed = 5\nquick = true\ntag = ["a", "b"]\nno-store = false\n')
-    assert grade(kata, "--config", str(tmp_path / "config.toml"), "--seed", "6") == 0
-    run = Catalogue(Store(kata.folder / "reports" / "runs").index()).find("a").run
+    assert grade(reports, "--config", str(tmp_path / "config.toml"), "--seed", "6") == 0
+    run = kept(reports).find("a").run
     assert (run.config["seed"], run.config["quick"], run.tags) == (6, True, ("a", "b"))
 
 
-class TestApi:
-    @pytest.fixture(autouse=True)
-    def _fake(self, kata: Kata, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = evaluate.main
-        monkeypatch.setattr(
-            evaluate, "main", lambda argv, **more: real(argv, suite=kata.suite, judge=right_numbers, **more)
-        )
+def test_grade_gives_the_verdict_prints_nothing_and_keeps_the_run(
+    tmp_path: Path, graded: dict[str, object], failing: dict[str, object], capsys: pytest.CaptureFixture[str]
+):
+    trees, store = (ROOT / "repository_before", ROOT / "repository_after"), tmp_path / "runs"
+    verdict = api.grade(*trees, {"seed": 3, "tag": ["mine"]}, store=store)
+    assert (verdict.correctness.status, verdict.speed.status) == ("pass", "not_measured")
+    assert capsys.readouterr().out == ""
+    graded.update(failing)
+    (tmp_path / "config.toml").write_text("seed = 3\nquick = true\n")
+    api.grade(*trees, tmp_path / "config.toml", store=store)
+    assert Catalogue(Store(store).index()).find("latest").run.status == "failed"
+    with pytest.raises(StoreError, match="quick: False against True"):
+        api.compare("mine", "latest", store=store)
 
-    def test_grade_gives_the_verdict_prints_nothing_and_keeps_the_run(
-        self, kata: Kata, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ):
-        verdict = api.grade(kata.before, kata.after, {"seed": 3, "tag": ["mine"]}, store=tmp_path / "runs")
-        assert (verdict.correctness.status, verdict.speed.status) == ("pass", "not_measured")
-        assert capsys.readouterr().out == ""
-        (tmp_path / "config.toml").write_text("seed = 3\n")
-        kata.append("after/mmdit/__init__.py", "def area(side): return 0")
-        verdict = api.grade(kata.before, kata.after, tmp_path / "config.toml", store=tmp_path / "runs")
-        assert verdict.correctness.status == "fail"
-        with pytest.raises(StoreError, match="quick: False against True"):
-            api.grade(kata.before, kata.after, {"quick": True}, store=tmp_path / "runs")
-            api.compare("latest~1", "latest", store=tmp_path / "runs")
-        found = api.compare("mine", "latest~1", metrics=["success"], store=tmp_path / "runs").differences
-        assert [(each.base, each.value) for each in found] == [(1.0, 0.0)]
 
-    def test_grade_says_what_is_wrong_with_its_options_or_why_there_is_no_verdict(self, kata: Kata, tmp_path: Path):
-        with pytest.raises(ValueError, match="unrecognized arguments: --qick"):
-            api.grade(kata.before, kata.after, {"qick": True}, store=None)
-        (tmp_path / "file").write_text("")
-        with pytest.raises(GraderError, match="cannot write reports to"):
-            api.grade(kata.before, kata.after, store=tmp_path / "file" / "runs")
+def test_grade_says_what_is_wrong_with_its_options_or_why_there_is_no_verdict(tmp_path: Path):
+    trees = ROOT / "repository_before", ROOT / "repository_after"
+    with pytest.raises(ValueError, match="unrecognized arguments: --qick"):
+        api.grade(*trees, {"qick": True}, store=None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GraderError, match="cannot write reports to"):
+        api.grade(*trees, store=tmp_path / "file" / "runs")
 
 
 def test_a_run_is_opened_ended_and_gone_on_with_from_python(tmp_path: Path):

@@ -2,9 +2,10 @@
 
 from mmdit.graph.errors import GraphError, TraceError, UnknownPassError, VerificationError
 from mmdit.graph.optimizer import GraphOptimizer, OptimizedModel
-from mmdit.graph.passes import redundant_ops  # noqa: F401  registers itself
+from mmdit.graph.passes import fuse_mmdit, recompute, redundant_ops  # noqa: F401  register themselves
 from mmdit.graph.passes.base import Opportunity, OptimizationPass, find_pass, known_passes, register_pass
 from mmdit.graph.report import Report
+from mmdit.graph.swap import Swap, fuse, fusions, unfuse
 from mmdit.graph.trace import trace
 
 __all__ = [
@@ -14,11 +15,15 @@ __all__ = [
     "OptimizationPass",
     "OptimizedModel",
     "Report",
+    "Swap",
     "TraceError",
     "UnknownPassError",
     "VerificationError",
     "find_pass",
+    "fuse",
+    "fusions",
     "known_passes",
     "register_pass",
     "trace",
+    "unfuse",
 ]

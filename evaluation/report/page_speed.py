@@ -1,0 +1,87 @@
+"""What the page shows of the timed cases: numbers as text, and where marks lie in its pictures."""
+
+import math
+from typing import Any
+
+_WIDTH = 330.0  # of the longest bar
+_DOTS_LEFT, _DOTS_WIDTH = 60.0, 570.0
+_MOST_DOTS = 400  # of a side
+Json = dict[str, Any]
+
+
+def speed_rows(speed: Json) -> list[Json]:
+    """A row for each timed case, as the template wants them; the target, which is timed first, first."""
+    return [_row(case) for case in speed["cases"]]
+
+
+def _row(case: Json) -> Json:
+    before, after = (_timed(case, role, case[name]) for role, name in (("before", "baseline"), ("after", "contender")))
+    least, took = case["least_seconds"], after and after["median_seconds"]
+    timed = [each for each in case["contenders"] if each["median_seconds"] and each["worker"] != "again"]
+    medians = [each["median_seconds"] for each in timed]
+    shortest, longest = least or min(medians, default=1.0) / 2, max(medians, default=1.0)
+    sides = {"before": _samples(before), "after": _samples(after)}
+    return {
+        "case": case,
+        "before_ms": _milliseconds(before),
+        "after_ms": _milliseconds(after),
+        "ratio": _interval(case["ratio"]),
+        "host_ratio": _interval(case["host_ratio"]),
+        "noise": "" if case["noise_floor"] is None else f"{case['noise_floor']:.3g}",
+        "of_floor": f"{100 * least / took:.0f}%" if least and took else "not known",
+        "memory": " / ".join(map(_megabytes, (before, after))) if before and after else "",
+        "bars": [_bar(each, shortest, longest) for each in sorted(timed, key=lambda each: -each["median_seconds"])],
+        "begin": f"the floor, {_time(least)}" if least else _time(shortest),
+        "kernels": [{"name": k["name"], "text": _time(k["seconds"])} for k in (after and after["kernels"]) or ()],
+        **_dots(sides),
+    }
+
+
+def _timed(case: Json, worker: str, contender: str | None) -> Json | None:
+    found = (x for x in case["contenders"] if (x["worker"], x["contender"]) == (worker, contender))
+    return next(found, None)
+
+
+def _samples(timed: Json | None) -> list[float]:
+    found = [second for each in (timed["rounds"] if timed else ()) for second in each]
+    return found[:: max(1, math.ceil(len(found) / _MOST_DOTS))]
+
+
+def _dots(sides: dict[str, list[float]]) -> Json:
+    if not all(sides.values()):
+        return {"dots": None, "low": "", "high": ""}
+    low, high = (of(of(side) for side in sides.values()) for of in (min, max))
+    span = math.log(high / low) or 1.0
+    dots = {
+        role: [round(_DOTS_LEFT + _DOTS_WIDTH * math.log(second / low) / span, 1) for second in side]
+        for role, side in sides.items()
+    }
+    return {"dots": dots, "low": _time(low), "high": _time(high)}
+
+
+def _bar(timed: Json, shortest: float, longest: float) -> Json:
+    """On a logarithmic axis that begins at the shortest; what is told to be below it has no length."""
+    seconds = timed["median_seconds"]
+    label = f"{timed['worker']}: {timed['contender']}"
+    return {
+        "label": label,
+        "role": timed["worker"],
+        "text": _time(seconds),
+        "width": round(_WIDTH * max(0.0, math.log(seconds / shortest)) / (math.log(longest / shortest) or 1.0), 1),
+    }
+
+
+def _interval(interval: Json | None) -> str:
+    return "" if interval is None else f"{interval['ratio']:.3g} [{interval['low']:.3g}, {interval['high']:.3g}]"
+
+
+def _milliseconds(timed: Json | None) -> str:
+    return f"{1e3 * timed['median_seconds']:.4g}" if timed and timed["median_seconds"] else ""
+
+
+def _megabytes(timed: Json) -> str:
+    return "not known" if timed["peak_bytes"] is None else f"{timed['peak_bytes'] / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:.4g} ms" if seconds >= 1e-4 else f"{1e6 * seconds:.4g} us"
