@@ -18,8 +18,9 @@ from evaluation.store.errors import CheckpointMismatch
 from evaluation.training.config import TrainingConfig
 from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
 from evaluation.training.network import FlowNetwork
+from evaluation.training.process import deterministic, train_tree
 from evaluation.training.tasks import FlowBatch
-from evaluation.training.trainer import METRICS, How, Trainer, deterministic, share, train_tree
+from evaluation.training.trainer import METRICS, How, Trainer, share
 
 TREE = Path(__file__).resolve().parents[2] / "repository_before"
 CONFIG = TrainingConfig(

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,7 +24,7 @@ from evaluation.training.timeline import BACKWARD, PROFILE, BackwardSpans, profi
 
 WARM_UP = 0.05  # of all steps
 PROFILED_STEP, SPANNED_STEP = 1, 2  # the first is not like the others
-METRICS, CHECKPOINT, RESULT = "metrics.jsonl", "checkpoint.safetensors", "result.json"
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 
 
 class Trained(RunFacts):
@@ -45,36 +43,6 @@ class How:
     checkpoint_every: int = 0  # 0: only the last step
     samples: int = 500
     trace: bool = False
-
-
-def train_tree(tree: Path, config: TrainingConfig, how: How) -> Trained:
-    """Train with the tree's mmdit, from the folder's checkpoint if it has one; for a process with no other tree."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
-    if how.threads:
-        torch.set_num_threads(how.threads)
-    if how.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    sys.path.insert(0, str(tree))
-    with deterministic(config.deterministic):
-        trainer = Trainer(config, how)
-        if trainer.checkpoint.exists():
-            trainer.resume()
-        trainer.run()
-        found = trainer.finish()
-    partial = how.folder / f".{RESULT}"
-    partial.write_text(found.model_dump_json(), encoding="utf-8")
-    os.replace(partial, how.folder / RESULT)
-    return found
-
-
-def ended(config: TrainingConfig, folder: Path) -> Trained | None:
-    """What a run in this folder gave; None where it has yet to end. Raises ResumeError for another's."""
-    result = folder / RESULT
-    if not result.exists():
-        return None
-    found = Trained.model_validate_json(result.read_text(encoding="utf-8"))
-    _check_same(found.config, config, result)
-    return found
 
 
 class Trainer:
@@ -111,7 +79,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the checkpoint, to the same bits as a run that never stopped. Raises ResumeError for another's."""
         tensors, values = load_checkpoint(self.checkpoint, self.state.tensors())
-        _check_same(TrainingConfig.model_validate_json(values["config"]), self.config, self.checkpoint)
+        check_same(TrainingConfig.model_validate_json(values["config"]), self.config, self.checkpoint)
         if values["first_weights_sha256"] != self.first_weights_sha256:
             raise ResumeError(f"{self.checkpoint}: its run began with other weights than this tree's")
         self.state.restore(tensors)
@@ -254,17 +222,6 @@ class Trainer:
         )
 
 
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Within, torch refuses what does not give the same bits again."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
 def share(step: int, config: TrainingConfig) -> float:
     """The share of the learning rate: a linear warm-up, then all of it, or half a cosine down to 0."""
     warm_up = max(1, round(WARM_UP * config.steps))
@@ -283,7 +240,8 @@ def hash_weights(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_same(found: TrainingConfig, wanted: TrainingConfig, file: Path) -> None:
+def check_same(found: TrainingConfig, wanted: TrainingConfig, file: Path) -> None:
+    """Raises ResumeError where `file`, which is of the run `found`, is not of `wanted`."""
     pairs = zip(found.model_dump().items(), wanted.model_dump().values(), strict=True)
     unlike = [f"{name}: {value} there, {other} asked for" for (name, value), other in pairs if value != other]
     if unlike:
