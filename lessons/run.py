@@ -16,7 +16,7 @@ EPILOG = """examples:
   python -m lessons.run 03         lesson 03, with all that it prints
   python -m lessons.run --notebook as notebooks, through nbclient
 """
-TIMEOUT_S = 120
+TIMEOUT_S = 600  # for a cell
 TAIL = 4000
 
 

@@ -11,6 +11,8 @@ from lessons.kit.wrong import Wrong
 from lessons.lesson import Cell, Lesson
 from lessons.session import Branch, Outcome, play
 
+TIMEOUT_S = 600  # for a cell; lesson 10's run a suite, and a busy machine may be ten times as slow
+
 
 class Played(NamedTuple):
     """Outcomes of the instructor's cells; of each graded cell with its solution blank, by grade_id; of each wrong
@@ -62,7 +64,7 @@ def played(lesson: Lesson) -> Played:
         wrong_branch(lesson, wrong) for wrong in lesson.wrong
     ]:
         branches[place].append(branch)
-    outcomes = list(play(lesson.cells, branches))
+    outcomes = list(play(lesson.cells, branches, TIMEOUT_S))
     last = {outcome.branch: outcome for outcome in outcomes}
     return Played(
         [outcome for outcome in outcomes if outcome.branch is None],
