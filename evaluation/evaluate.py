@@ -47,7 +47,10 @@ def main(
     if arguments[:1] == ["explain"]:
         report = _explain_parser().parse_args(arguments[1:]).report
         return run_guarded(lambda: _explain(report))
-    options = parse_with_config(_parser(), arguments)
+    parser = _parser()
+    options = parse_with_config(parser, arguments)
+    if options.regrade and options.require:
+        parser.error("argument --require: not allowed with --regrade, which keeps to what its run was asked for")
     return run_guarded(lambda: _evaluate(options, settings_from(options, suite), reports, judge))
 
 
@@ -180,6 +183,7 @@ def _grade(
             timeout_seconds=settings.timeout,
             seed=settings.seed,
             device=settings.device,
+            isolation=settings.isolation,
             require=tuple(dict.fromkeys(options.require)),
         ),
         environment=describe_environment(ROOT, pair.machine),

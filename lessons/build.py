@@ -19,7 +19,8 @@ from nbgrader.preprocessors import (
     LockCells,
 )
 
-from lessons.lesson import FOLDER, FORMAT, Lesson, find_lessons
+from lessons.kit.repository import NOTE
+from lessons.lesson import FOLDER, FORMAT, ROOT, Lesson, find_lessons
 from lessons.run import run_notebook
 
 EPILOG = """examples:
@@ -80,6 +81,7 @@ def build_student(lessons: list[Lesson], folder: Path, force: bool) -> None:
     shutil.copytree(FOLDER / "kit", folder / "lessons/kit", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__*__"))
     for package in ("__init__.py", "kit/__init__.py"):
         shutil.copy(FOLDER / package, folder / "lessons" / package)
+    write(folder / "lessons/kit" / NOTE, f"{ROOT}\n")
 
 
 def differs(path: Path, text: str) -> bool:

@@ -1,9 +1,10 @@
 """Check that every lesson keeps the course's rules."""
 
 import argparse
+import os
 import sys
 
-from lessons.lesson import ROOT, find_lessons
+from lessons.lesson import find_lessons
 from lessons.rules import RULES
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, rule in RULES.items():
             for line, text in rule(lesson, course):
                 found += 1
-                print(f"{lesson.path.relative_to(ROOT)}:{line}: {name}: {text}")
+                print(f"{os.path.relpath(lesson.path)}:{line}: {name}: {text}")
     print(f"{len(lessons)} lessons checked by {len(RULES)} rules: {found} findings")
     return 1 if found or not lessons else 0
 

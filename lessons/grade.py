@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jupytext
-
-from lessons.lesson import Cell, Lesson, find_lessons
+from lessons.lesson import Cell, Lesson, learners_solutions, lesson_of
 from lessons.session import TIMEOUT_S, play
 
 EPILOG = """Only the solution cells of FILE are taken. Its copies of the test cells are not believed, and cells that
@@ -27,25 +25,6 @@ class Graded(NamedTuple):
     problem: str | None
 
 
-def learners_solutions(path: Path) -> dict[str, str]:
-    """Source of each solution cell of a .py or .ipynb file, by grade_id. Raises ValueError for what is neither."""
-    if path.suffix not in (".py", ".ipynb"):
-        raise ValueError(f"FILE: expected a .py or .ipynb, got {path}")
-    cells = jupytext.read(path).cells
-    grading = [(cell.metadata.get("nbgrader", {}), cell.source) for cell in cells]
-    return {meta["grade_id"]: source for meta, source in grading if meta.get("solution")}
-
-
-def lesson_of(path: Path, solutions: dict[str, str]) -> Lesson:
-    """The lesson whose solution cells a file has. Raises ValueError where that is none."""
-    for lesson in find_lessons():
-        if any(cell.is_solution and cell.grade_id in solutions for cell in lesson.cells):
-            return lesson
-    raise ValueError(
-        f"FILE: expected a lesson with its cells' nbgrader metadata, got {path} without any known grade_id"
-    )
-
-
 def grade(path: Path, timeout_s: int = TIMEOUT_S) -> Iterator[Graded]:
     """Each graded cell of the file's lesson, as it is run. Raises ValueError where the file is no lesson's."""
     solutions = learners_solutions(path)
@@ -60,9 +39,10 @@ def grade_solutions(lesson: Lesson, solutions: dict[str, str], timeout_s: int = 
         cell._replace(source=solutions.get(cell.grade_id, missing)) if cell.is_solution else cell
         for cell in lesson.cells
     ]
+    last = max(place for place, cell in enumerate(cells) if cell.is_test)
     yet_to_come = {cell.grade_id: cell for cell in cells if cell.is_test}
     problem = None
-    for outcome in play(cells, timeout_s=timeout_s):
+    for outcome in play(cells[: last + 1], timeout_s=timeout_s):
         problem = outcome.error
         if outcome.cell.is_test:
             yield graded(yet_to_come.pop(outcome.cell.grade_id), problem)

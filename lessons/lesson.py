@@ -4,12 +4,13 @@ import re
 import runpy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jupytext
 from nbformat import NotebookNode
 
-from lessons.kit.wrong import Wrong
+if TYPE_CHECKING:
+    from lessons.kit.wrong import Wrong  # lessons.kit loads torch
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -69,7 +70,7 @@ class Lesson:
         ]
 
     @cached_property
-    def wrong(self) -> tuple[Wrong, ...]:
+    def wrong(self) -> "tuple[Wrong, ...]":
         """The gallery of wrong answers in wrong.py beside the lesson."""
         return runpy.run_path(str(self.path.with_name("wrong.py")))["WRONG"]
 
@@ -89,3 +90,22 @@ def find_lessons(names: list[str] | None = None) -> list[Lesson]:
             known = ", ".join(lesson.name for lesson in lessons)
             raise ValueError(f"lesson: expected one of {known}, got {name!r}")
     return [lesson for lesson in lessons if not names or lesson.name.startswith(tuple(names))]
+
+
+def learners_solutions(path: Path) -> dict[str, str]:
+    """Source of each solution cell of a .py or .ipynb file, by grade_id. Raises ValueError for what is neither."""
+    if path.suffix not in (".py", ".ipynb"):
+        raise ValueError(f"FILE: expected a .py or .ipynb, got {path}")
+    cells = jupytext.read(path).cells
+    grading = [(cell.metadata.get("nbgrader", {}), cell.source) for cell in cells]
+    return {meta["grade_id"]: source for meta, source in grading if meta.get("solution")}
+
+
+def lesson_of(path: Path, solutions: dict[str, str]) -> Lesson:
+    """The lesson whose solution cells a file has. Raises ValueError where that is none."""
+    for lesson in find_lessons():
+        if any(grade_id.startswith(f"{lesson.number}-") for grade_id in solutions):
+            return lesson
+    raise ValueError(
+        f"FILE: expected a lesson with its cells' nbgrader metadata, got {path} without any known grade_id"
+    )

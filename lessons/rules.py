@@ -37,7 +37,7 @@ def sections(lesson: Lesson) -> list[tuple[str, list[Cell]]]:
     found: list[tuple[str, list[Cell]]] = []
     for cell in lesson.cells:
         parts = re.split(r"(?m)^## (.+)$", without_fences(cell.source)) if cell.kind == "markdown" else [cell.source]
-        if found and parts[0].strip():
+        if found and (parts[0].strip() or len(parts) == 1):
             found[-1][1].append(cell)
         found += [(title.strip(), [cell]) for title in parts[1::2]]
     return found

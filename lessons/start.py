@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lessons.cuts import CUTS
-from lessons.grade import learners_solutions, lesson_of
-from lessons.lesson import FOLDER, ROOT, Cell, Lesson, find_lessons
+from lessons.lesson import FOLDER, ROOT, Cell, Lesson, find_lessons, learners_solutions, lesson_of
 from lessons.lift import lift
 
 BEFORE = ROOT / "repository_before"

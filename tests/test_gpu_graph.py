@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -164,3 +165,25 @@ def test_a_graph_outlives_its_stack_s_other_calls(seed: int) -> None:
             draw_stack(SMALL, seeded(seed)).to("cuda", SMALL.dtype)(**first)
         torch.cuda.empty_cache()
     assert torch.equal(graphed(**second).x_out, want)
+
+
+def test_a_graph_may_be_captured_and_called_in_inference_mode_and_out_of_it(seed: int) -> None:
+    stack, first, second = drawn(SMALL, seed)
+    with torch.inference_mode():
+        graphed = stack.compile_graph(**{name: t if t is None else t.clone() for name, t in first.items()})
+        assert_replays(graphed, stack, first)
+    assert_replays(graphed, stack, second)
+    with torch.inference_mode():
+        assert_replays(graphed, stack, first)
+
+
+def test_batches_share_the_graph_of_their_bucket(mmdit: ModuleType, seed: int) -> None:
+    stack, first, _ = drawn(replace(SMALL, shape=Shape(5, 70, 5, 8, 16)), seed)
+    forward = import_module("mmdit.runtime.cuda_graph").BucketedForward(stack, (2, 8))
+    for batch in (1, 2, 3, 5):
+        call = {name: t if t is None else t[:batch] for name, t in first.items()}
+        with torch.no_grad():
+            want = stack(**call)
+        for got, wanted in zip(forward(**call), want, strict=True):
+            assert relative_l2(got, wanted.double()) <= TOLERANCE[torch.float32]
+    assert len(forward.graphs) == 2

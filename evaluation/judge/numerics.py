@@ -19,7 +19,7 @@ from evaluation.judge.draw import Drawn, draw
 from evaluation.judge.plan import CaseFacts, read_result, write_plan
 from evaluation.judge.record import CaseNumbers, Numerics, NumericsRun, RawNumerics, RawRun
 from evaluation.suite.probe import signal_name
-from evaluation.suite.process import Finished, OutputHandler, run_bounded
+from evaluation.suite.process import Finished, OutputHandler
 from evaluation.suite.progress import progress
 from evaluation.suite.result import Failure, FailureKind, GraderError, Role
 from evaluation.suite.stage import Staged
@@ -127,12 +127,11 @@ def run_worker(
         cases.mkdir()
         results.mkdir()
         names = write_plan(cases, drawn, device)
-        done = run_bounded(
+        done = stage.run(
             [sys.executable, "-P", str(_WORKER), str(stage.tree), str(cases), str(results)],
-            cwd=stage.scratch,
-            env=stage.env,
             timeout=timeout,
             on_output=on_output,
+            folders={cases: "ro", results: "rw"},
         )
         if keep:
             keep_files(results, names, keep)

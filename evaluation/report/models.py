@@ -11,6 +11,7 @@ from evaluation.judge.speed_record import Speed
 from evaluation.suite.condition import EMPTY, NOT_EMPTY, NOT_NULL, NULL, conditions, when
 from evaluation.suite.probe import Device, Machine
 from evaluation.suite.result import CaseResult, Evidence, Failure, NotRun, Record
+from evaluation.suite.run import Isolation
 
 SCHEMA_VERSION = "1.2"
 
@@ -37,6 +38,7 @@ class RunSettings(Record):
     timeout_seconds: float
     seed: int
     device: Device
+    isolation: Isolation = "process"
     require: tuple[Demand, ...] = Field(default=(), description="axes that must pass beside those that always must")
 
 

@@ -11,7 +11,7 @@ from evaluation.suite.command import EXIT_CODES, SUITE, add_run_options, run_gua
 from evaluation.suite.judge import judge_tree
 from evaluation.suite.probe import describe_machine
 from evaluation.suite.result import SuiteRun, TreeProblem, exit_code
-from evaluation.suite.run import Settings, prepare, run_suite
+from evaluation.suite.run import Settings, engine_of, prepare, run_suite
 from evaluation.suite.show import print_failures
 
 
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None, *, suite: Path = SUITE) -> int:
 
 
 def _run(options: argparse.Namespace, settings: Settings) -> int:
-    describe_machine(settings.device)
-    run = _run_tree(options, settings)
+    gpus = bool(describe_machine(settings.device).gpus) and settings.device != "cpu"
+    run = _run_tree(options, settings, gpus)
     failures = judge_tree(run)
     console = Console()
     if run.evidence:
@@ -52,10 +52,10 @@ def _run(options: argparse.Namespace, settings: Settings) -> int:
     return exit_code(failures)
 
 
-def _run_tree(options: argparse.Namespace, settings: Settings) -> SuiteRun:
+def _run_tree(options: argparse.Namespace, settings: Settings, gpus: bool) -> SuiteRun:
     with ExitStack() as stack:
         try:
-            stage = prepare(stack, options.tree, options.role, settings.timeout)
+            stage = prepare(stack, options.tree, options.role, settings.timeout, engine_of(settings, gpus))
         except TreeProblem as problem:
             return SuiteRun(role=options.role, tree=str(options.tree), failures=(problem.failure(options.role),))
         return run_suite(stage, settings, _show)

@@ -48,6 +48,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="cpu leaves out the tests that need a GPU, cuda insists on one, auto takes what is there",
     )
+    parser.add_argument(
+        "--isolation",
+        choices=("process", "docker"),
+        default="process",
+        help="docker: each process of a tree in a container of its own, without network (after docker compose build)",
+    )
 
 
 def settings_from(options: argparse.Namespace, suite: Path) -> Settings:
@@ -58,6 +64,7 @@ def settings_from(options: argparse.Namespace, suite: Path) -> Settings:
         seed=secrets.randbelow(2**31) if options.seed is None else options.seed,
         device=options.device,
         keep=getattr(options, "bundle", None),
+        isolation=options.isolation,
     )
 
 

@@ -44,9 +44,9 @@ class Companion:
     """One worker, of the tree `role`. Every question may raise Stopped."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], watch: Watch, channel: socket.socket, role: Role, deadline: float
+        self, process: subprocess.Popen[bytes], watch: Watch, channel: socket.socket, role: Role, seconds: float
     ) -> None:
-        self.process, self.watch, self.channel, self.role, self.deadline = process, watch, channel, role, deadline
+        self.process, self.watch, self.channel, self.role, self.left = process, watch, channel, role, seconds
         self.unread, self.tail = b"", b""
         self.selector = selectors.DefaultSelector()
         assert process.stdout is not None
@@ -59,14 +59,15 @@ class Companion:
         self.check_silence()
         token = secrets.token_hex(8)
         question = json.dumps({"do": do, "token": token} | values).encode() + b"\n"
-        with suppress(BrokenPipeError):  # it died: reading tells
-            self.channel.settimeout(max(0.1, self.deadline - time.monotonic()))
-            start = time.perf_counter()
+        self.channel.settimeout(max(0.1, self.left))
+        start = time.perf_counter()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: reading tells
             self.channel.sendall(question)
         self.channel.setblocking(False)
         while b"\n" not in self.unread:
-            self._look(do)
+            self._look(do, start + self.left)
         seconds = time.perf_counter() - start
+        self.left -= seconds
         line, _, self.unread = self.unread.partition(b"\n")
         if self.watch(0):
             raise self.stopped(FailureKind.WORKER_LIMIT_BROKEN, f"the timed worker {self.watch.broken}")
@@ -113,7 +114,7 @@ class Companion:
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    def _look(self, do: str) -> None:
+    def _look(self, do: str, deadline: float) -> None:
         """Read what there is, and see that the worker is still allowed to be silent."""
         ready = self.selector.select(_POLL_SECONDS)
         written = 0
@@ -137,7 +138,7 @@ class Companion:
             raise self.stopped(FailureKind.WORKER_LIMIT_BROKEN, f"the timed worker {self.watch.broken}")
         if not ready and self.process.poll() is not None:
             self._gone(do)
-        if time.monotonic() > self.deadline:
+        if time.perf_counter() > deadline:
             raise self.stopped(FailureKind.WORKER_TIMEOUT, f"the timed worker did not answer to {do} in time")
 
     def _gone(self, do: str) -> None:
@@ -167,7 +168,9 @@ def _stands_still(pid: int) -> bool:
 def companion(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], role: Role, timeout: float
 ) -> Iterator[Companion]:
-    """Start `command` with the number of its end of the socket as its last argument."""
+    """Start `command` with the number of its end of the socket as its last argument. It has `timeout` seconds to answer
+    all questions together.
+    """
     ours, theirs = socket.socketpair()
     with (
         ours,
@@ -184,4 +187,4 @@ def companion(
         theirs.close()
         assert process.stdout is not None
         with process.stdout:
-            yield Companion(process, watch, ours, role, time.monotonic() + timeout)
+            yield Companion(process, watch, ours, role, timeout)

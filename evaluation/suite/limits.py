@@ -11,7 +11,7 @@ from evaluation.suite.result import GraderError
 
 GIB = 1 << 30
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_THREADS = 64  # of a process, which RLIMIT_NPROC counts as well
+THREADS = 64  # of a process, which RLIMIT_NPROC counts as well
 _LOOK_SECONDS = 0.2
 _WALK_SECONDS = 2.0
 _LEAST_FREE = 1 << 26  # of a disk
@@ -30,7 +30,7 @@ class Limits:
     def resource_limits(self) -> dict[str, int]:
         """By the kernel's hand. Processes count with all threads of this user, and for root not at all."""
         running = sum(1 for _ in Path("/proc").glob("[0-9]*/task/*"))
-        return {"RLIMIT_FSIZE": self.file_bytes, "RLIMIT_NPROC": running + _THREADS * self.processes}
+        return {"RLIMIT_FSIZE": self.file_bytes, "RLIMIT_NPROC": running + THREADS * self.processes}
 
 
 class Watch:

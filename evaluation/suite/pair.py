@@ -25,12 +25,13 @@ from evaluation.suite.result import (
     TreeProblem,
     grader_is_to_blame,
 )
-from evaluation.suite.run import Settings, collect_ids, prepare, run_suite
+from evaluation.suite.run import Settings, collect_ids, engine_of, prepare, run_suite
 from evaluation.suite.stage import Staged
 
 GRADER = Path(__file__).resolve().parents[1]
 NUMERICS, SPEED = "numerics", "speed"  # folders of a bundle
 BROKEN_FIRST = "the run did not come to the timed calls"
+IN_CONTAINERS = "nothing is timed in containers: --isolation process times"
 WRONG_FIRST = "nothing was timed, since the numeric cases are wrong"
 
 
@@ -68,7 +69,7 @@ def run_pair(before: Path, after: Path, settings: Settings, console: Console, ju
     try:
         machine = describe_machine(settings.device)
         with ExitStack() as stack:
-            stages = _run_both(runs, settings, console, stack)
+            stages = _run_both(runs, settings, console, stack, uses_gpu(settings, machine))
             if stages:
                 judged = Judged(*judge(*stages, settings, console, machine))
                 if not judged.numerics.after.cases and not judged.failures:
@@ -107,27 +108,34 @@ def judge_both(before: Staged, after: Staged, settings: Settings, console: Conso
     from evaluation.judge.speed import judge_speed
     from evaluation.judge.speed_cases import plans
 
-    device = "cuda" if machine.gpus and settings.device != "cpu" else "cpu"
+    device = "cuda" if uses_gpu(settings, machine) else "cpu"
     folders = [settings.keep and settings.keep / name for name in (NUMERICS, SPEED)]
     numerics, wrong = judge_numerics(
         before, after, cases(settings.quick), settings.timeout, device, console, folders[0]
     )
-    if wrong:
-        return Judged(numerics, wrong, not_timed(WRONG_FIRST))
+    if wrong or settings.isolation == "docker":
+        return Judged(numerics, wrong, not_timed(WRONG_FIRST if wrong else IN_CONTAINERS))
     chosen = plans(device, settings.quick)
     speed, wrong = judge_speed(before, after, chosen, settings.timeout, device, console, folders[1])
     return Judged(numerics, wrong, speed)
 
 
-def _run_both(runs: dict[Role, SuiteRun], settings: Settings, console: Console, stack: ExitStack) -> list[Staged]:
+def uses_gpu(settings: Settings, machine: Machine) -> bool:
+    return bool(machine.gpus) and settings.device != "cpu"
+
+
+def _run_both(
+    runs: dict[Role, SuiteRun], settings: Settings, console: Console, stack: ExitStack, gpus: bool
+) -> list[Staged]:
     """Replace each run by what happened. No suite runs unless both trees can be imported.
 
     Returns both stages, open as long as `stack` is; none where a run broke.
     """
     stages = []
+    engine = engine_of(settings, gpus)
     for role, run in runs.items():
         try:
-            stages.append(prepare(stack, Path(run.tree), role, settings.timeout))
+            stages.append(prepare(stack, Path(run.tree), role, settings.timeout, engine))
         except TreeProblem as problem:
             runs[role] = run.model_copy(update={"failures": (problem.failure(role),)})
     if len(stages) < len(runs):

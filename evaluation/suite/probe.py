@@ -50,7 +50,7 @@ def check_import(staged: Staged, timeout: float) -> None:
     result, nonce = staged.scratch / "import.json", secrets.token_hex()
     command = [sys.executable, "-P", str(_WORKERS / "import_tree.py"), str(result), str(staged.tree)]
     limit = min(timeout, IMPORT_SECONDS)
-    done = run_bounded(command, cwd=staged.scratch, env=staged.env, timeout=limit, stdin=nonce.encode())
+    done = staged.run(command, timeout=limit, stdin=nonce.encode())
     if done.broken:
         raise TreeProblem(FailureKind.LIMIT_BROKEN, f"import mmdit {done.broken}")
     if done.return_code is None:

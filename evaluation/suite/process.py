@@ -92,7 +92,10 @@ def run_bounded(
         return_code = process.poll()
     assert process.stdout is not None
     with process.stdout as pipe:
-        tail = (tail + _drain(pipe.fileno()))[-TAIL_BYTES:]
+        rest = _drain(pipe.fileno())
+    if on_output and rest:
+        on_output(rest)
+    tail = (tail + rest)[-TAIL_BYTES:]
     return Finished(return_code, time.monotonic() - started, tail.decode(errors="replace"), watch.broken)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from evaluation.suite.instrument import Instrumented, instrument
 from evaluation.suite.integrity import check_traces, digest_of
@@ -26,6 +27,9 @@ from evaluation.suite.result import (
 )
 from evaluation.suite.stage import Staged, child_environment, scratch_folder, staged
 
+if TYPE_CHECKING:
+    from evaluation.suite.container import Engine
+
 # The log of reached ends is opened before anything of a candidate's is imported.
 _START = """\
 import sys
@@ -36,9 +40,15 @@ sys.exit(pytest.main(sys.argv[3:]))
 """
 
 
+Isolation = Literal["process", "docker"]
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How to run the suite; `timeout` in seconds is for one tree. `keep`: the folder that raw results are left in."""
+    """How to run the suite; `timeout` in seconds is for one tree. `keep`: the folder that raw results are left in.
+
+    `isolation`: whether processes of a tree are limited as processes, or each is in a container of its own.
+    """
 
     suite: Path
     quick: bool
@@ -46,11 +56,21 @@ class Settings:
     seed: int
     device: Device
     keep: Path | None = None
+    isolation: Isolation = "process"
 
 
-def prepare(stack: ExitStack, source: Path, role: Role, timeout: float) -> Staged:
+def engine_of(settings: Settings, gpus: bool) -> "Engine | None":
+    """None where processes are enough. Raises GraderError where containers are asked for and no engine answers."""
+    if settings.isolation == "process":
+        return None
+    from evaluation.suite.container import Engine  # with the docker SDK, which takes its time
+
+    return Engine(gpus=gpus)
+
+
+def prepare(stack: ExitStack, source: Path, role: Role, timeout: float, engine: "Engine | None" = None) -> Staged:
     """Stage a tree for as long as `stack` is open; raises TreeProblem when mmdit cannot be imported from it."""
-    stage = stack.enter_context(staged(source, role))
+    stage = stack.enter_context(staged(source, role, engine))
     check_import(stage, timeout)
     return stage
 
@@ -63,7 +83,7 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
 
 def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output: OutputHandler | None) -> SuiteRun:
     report_file, untouched = staged.scratch / "pytest.json", digest_of(staged.tree)
-    done = run_bounded(
+    done = staged.run(
         _command(copy, settings.quick, staged.role, report_file),
         cwd=copy.folder,
         env=dict(staged.env)
@@ -74,6 +94,7 @@ def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output:
         },
         timeout=settings.timeout,
         on_output=on_output,
+        folders={copy.folder: "rw"},
     )
     cases: tuple[CaseResult, ...] = ()
     not_run: tuple[NotRun, ...] = ()

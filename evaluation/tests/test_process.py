@@ -89,3 +89,12 @@ def test_the_output_handler_is_called_while_the_process_is_silent():
     run_bounded(command, cwd=Path.cwd(), env={}, timeout=30, on_output=chunks.append)
     assert time.monotonic() - started < 25
     assert chunks.count(b"") > 3
+
+
+def test_the_output_handler_sees_what_was_written_just_before_the_end(monkeypatch: pytest.MonkeyPatch):
+    """As where the machine is too busy to read it before the process is gone."""
+    monkeypatch.setattr("evaluation.suite.process._follow", lambda process, *_: bytes(process.wait()))
+    chunks: list[bytes] = []
+    command = [sys.executable, "-c", "print('the end')"]
+    done = run_bounded(command, cwd=Path.cwd(), env={}, timeout=30, on_output=chunks.append)
+    assert (b"".join(chunks), done.tail) == (b"the end\n", "the end\n")

@@ -1,6 +1,7 @@
 """Running the suite on a tree: what happened is read from pytest's file, and every way to break it has a name."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,24 @@ def test_an_error_in_set_up_or_tear_down_is_not_a_pass(kata: Kata):
     assert {(case.outcome, case.message) for case in cases} == {("error", "OSError: torn")}
 
 
+WRITABLE = "import os; os.chmod(__file__, 0o600); os.chmod(os.path.dirname(__file__), 0o700)"
+
+
 def test_the_tree_is_not_written_to(kata: Kata):
-    kata.append(INIT, "open(__file__, 'a').write('x'); open(__file__ + '.new', 'w')")
+    kata.append(INIT, f"{WRITABLE}; open(__file__, 'a').write('x'); open(__file__ + '.new', 'w')")
     before = (kata.folder / INIT).read_bytes()
     assert kata.run_after().cases
     assert [path.name for path in (kata.after / "mmdit").iterdir()] == ["__init__.py"]
     assert (kata.folder / INIT).read_bytes() == before
+
+
+def test_a_tree_is_copied_for_reading_only_and_gone_afterwards(kata: Kata):
+    with staged(kata.after, "after") as stage:
+        copies = [stage.tree, *stage.tree.rglob("*")]
+        assert len(copies) >= 3
+        assert not any(path.stat().st_mode & 0o222 for path in copies)
+        assert os.access(stage.scratch, os.W_OK)
+    assert not stage.tree.exists()
 
 
 def test_a_link_in_a_tree_is_copied_as_a_link(kata: Kata):

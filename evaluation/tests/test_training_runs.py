@@ -18,8 +18,9 @@ from evaluation.store.errors import CheckpointMismatch
 from evaluation.training.config import TrainingConfig
 from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
 from evaluation.training.network import FlowNetwork
+from evaluation.training.process import deterministic, train_tree
 from evaluation.training.tasks import FlowBatch
-from evaluation.training.trainer import METRICS, How, Trainer, deterministic, share, train_tree
+from evaluation.training.trainer import METRICS, How, Trainer, share
 
 TREE = Path(__file__).resolve().parents[2] / "repository_before"
 CONFIG = TrainingConfig(
@@ -127,6 +128,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(start: Start, tmp_path: 
     whole.run()
     found = whole.finish()
     assert (resumed.losses, resumed.last_weights_sha256) == (found.losses, found.last_weights_sha256)
+
+
+def test_a_run_may_begin_with_the_weights_of_a_checkpoint(start: Start) -> None:
+    first = start()
+    first.run()
+    found = start("second", seed=5, start=str(first.checkpoint))
+    assert found.first_weights_sha256 == first.finish().last_weights_sha256
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(start: Start) -> None:

@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip", type=float, default=1.0, metavar="NORM", help="of the gradient (default 1)")
     parser.add_argument("--ema", type=float, default=0.99, metavar="DECAY", help="of averaged weights (default 0.99)")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="default float32")
+    parser.add_argument("--start", metavar="FILE", help="begin with the weights of this checkpoint")
     parser.add_argument("--deterministic", action="store_true", help="the same bits from the same command")
     parser.add_argument("--device", choices=tuple(SIZES), default="cpu", help="default cpu")
     parser.add_argument("--threads", type=int_from(1), metavar="N", help="of the CPU, that torch may use")

@@ -31,6 +31,9 @@ class TrainingConfig(Record):
     ema: float = Field(default=0.99, ge=0, lt=1, description="how much of their average the weights keep at each step")
     dtype: Dtype
     deterministic: bool = False
+    start: str | None = Field(
+        default=None, description="a checkpoint whose weights the run begins with, not the seed's"
+    )
     seed: int = Field(ge=0, description="of the first weights, of the data, and of the dropout")
 
     @model_validator(mode="after")

@@ -13,7 +13,8 @@ from rich.progress import Progress, TaskID
 from evaluation.suite.result import Role
 from evaluation.training.config import TrainingConfig
 from evaluation.training.parity import ParityRun, in_windows
-from evaluation.training.trainer import METRICS, How, ended, train_tree
+from evaluation.training.process import ended, train_tree
+from evaluation.training.trainer import METRICS, How
 
 POLL_SECONDS = 0.2
 

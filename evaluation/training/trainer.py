@@ -3,19 +3,17 @@
 import hashlib
 import json
 import math
-import os
-import sys
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from evaluation.report.write import write_atomically
 from evaluation.store.checkpoint import load_checkpoint, save_checkpoint
 from evaluation.training.config import RunFacts, TrainingConfig
 from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
@@ -26,7 +24,7 @@ from evaluation.training.timeline import BACKWARD, PROFILE, BackwardSpans, profi
 
 WARM_UP = 0.05  # of all steps
 PROFILED_STEP, SPANNED_STEP = 1, 2  # the first is not like the others
-METRICS, CHECKPOINT, RESULT = "metrics.jsonl", "checkpoint.safetensors", "result.json"
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 
 
 class Trained(RunFacts):
@@ -47,34 +45,6 @@ class How:
     trace: bool = False
 
 
-def train_tree(tree: Path, config: TrainingConfig, how: How) -> Trained:
-    """Train with the tree's mmdit, from the folder's checkpoint if it has one; for a process with no other tree."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
-    if how.threads:
-        torch.set_num_threads(how.threads)
-    if how.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    sys.path.insert(0, str(tree))
-    with deterministic(config.deterministic):
-        trainer = Trainer(config, how)
-        if trainer.checkpoint.exists():
-            trainer.resume()
-        trainer.run()
-        found = trainer.finish()
-    write_atomically(how.folder / RESULT, found.model_dump_json())
-    return found
-
-
-def ended(config: TrainingConfig, folder: Path) -> Trained | None:
-    """What a run in this folder gave; None where it has yet to end. Raises ResumeError for another's."""
-    result = folder / RESULT
-    if not result.exists():
-        return None
-    found = Trained.model_validate_json(result.read_text(encoding="utf-8"))
-    _check_same(found.config, config, result)
-    return found
-
-
 class Trainer:
     """A run and its folder: metrics.jsonl, checkpoint.safetensors, and pictures and traces.
 
@@ -88,6 +58,10 @@ class Trainer:
         self.mmdit = import_module("mmdit")
         torch.manual_seed(config.seed)
         network = (make or self.task.make)(self.mmdit, config)
+        if config.start:
+            begun = load_checkpoint(Path(config.start)).tensors
+            weights = {name.removeprefix("network."): t for name, t in begun.items() if name.startswith("network.")}
+            network.load_state_dict(weights)
         if problems := weight_problems(network.named_parameters()):
             raise TrainingError("\n  ".join(("weights that cannot be trained:", *problems)))
         self.first_weights_sha256 = hash_weights(network)
@@ -97,20 +71,21 @@ class Trainer:
         self.done, self.seconds, self.losses = 0, 0.0, []
         self.saved: int | None = None
         self.path: str | None = None
-        self.layouts: dict[str, int] = {}
+        self.earlier: dict[str, int] = {}  # layouts counted before this process, and in it
+        self.counted: dict[str, int] = {}
         how.folder.mkdir(parents=True, exist_ok=True)
         self.metrics, self.checkpoint = how.folder / METRICS, how.folder / CHECKPOINT
 
     def resume(self) -> None:
         """Go on from the checkpoint, to the same bits as a run that never stopped. Raises ResumeError for another's."""
         tensors, values = load_checkpoint(self.checkpoint, self.state.tensors())
-        _check_same(TrainingConfig.model_validate_json(values["config"]), self.config, self.checkpoint)
+        check_same(TrainingConfig.model_validate_json(values["config"]), self.config, self.checkpoint)
         if values["first_weights_sha256"] != self.first_weights_sha256:
             raise ResumeError(f"{self.checkpoint}: its run began with other weights than this tree's")
         self.state.restore(tensors)
         self.done, self.seconds, self.path = values["step"], values["seconds"], values["path"]
         self.saved = self.done
-        self.layouts = json.loads(values["layouts"])
+        self.earlier = json.loads(values["layouts"])
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[: self.done]
         if len(lines) < self.done:
             raise ResumeError(f"{self.metrics}: expected a line for each of {self.done} steps, got {len(lines)}")
@@ -122,7 +97,7 @@ class Trainer:
             "step": self.done,
             "seconds": self.seconds,
             "path": self.path,
-            "layouts": json.dumps(self.layouts),
+            "layouts": json.dumps(self.layouts()),
             "first_weights_sha256": self.first_weights_sha256,
             "config": self.config.model_dump_json(),
         }
@@ -135,7 +110,9 @@ class Trainer:
         Raises Diverged where a loss or a gradient is not finite, StepFailed where a step raises.
         """
         until = self.config.steps if until is None else until
-        with self.metrics.open("a", encoding="utf-8", buffering=1) as lines, self._counting():
+        self._explain()
+        mode = "a" if self.done else "w"
+        with self.metrics.open(mode, encoding="utf-8", buffering=1) as lines, self._counting():
             start = perf_counter() - self.seconds
             while self.done < until:
                 values = self._traced_step() if self.how.trace else self.step()
@@ -153,16 +130,11 @@ class Trainer:
         batch = tuple(t.to(self.how.device) for t in self.task.draw(config.batch, self.state.generator))
         total = torch.zeros((), device=self.how.device)
         for part in zip(*(t.tensor_split(config.accumulate) for t in batch), strict=True):
-            try:
-                if self.path is None and hasattr(self.mmdit, "explain"):
-                    self.path = self.mmdit.explain(self._loss, part).path
+            with self._diagnosed(part):
                 loss = self._loss(part) * (len(part[0]) / config.batch)
                 if spans:
                     spans.watch(loss)
                 loss.backward()
-            except Exception as error:
-                told = "; ".join(map(describe, part))
-                raise StepFailed(f"step {self.done}: {type(error).__name__}: {error}; the batch: {told}") from error
             self.state.collect()
             total = total + loss.detach()
         norm = nn.utils.clip_grad_norm_(self.state.masters, config.clip)
@@ -185,7 +157,7 @@ class Trainer:
             last_weights_sha256=last,
             losses=self.losses,
             measures=measures,
-            layouts=self.layouts,
+            layouts=self.layouts(),
             seconds=self.seconds,
             peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
             path=self.path,
@@ -207,15 +179,33 @@ class Trainer:
             return values
         return self.step()
 
+    def _explain(self) -> None:
+        """Find out which path a step takes, where the tree can tell."""
+        if self.path is None and hasattr(self.mmdit, "explain"):
+            count = -(-self.config.batch // self.config.accumulate)
+            batch = tuple(t.to(self.how.device) for t in self.task.draw(count, Generator().manual_seed(0)))
+            with self._diagnosed(batch):
+                self.path = self.mmdit.explain(self._loss, batch).path
+
+    @contextmanager
+    def _diagnosed(self, batch: Batch) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            told = "; ".join(map(describe, batch))
+            raise StepFailed(f"step {self.done}: {type(error).__name__}: {error}; the batch: {told}") from error
+
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """Within, the tree counts how its ops' inputs lie, where it can."""
-        with ExitStack() as stack:
-            count = getattr(self.mmdit, "count_layouts", None)
-            found = stack.enter_context(count()) if count else {}
+        count = getattr(self.mmdit, "count_layouts", nullcontext)
+        with count() as found:
+            self.counted = {} if found is None else found
             yield
-            for name, number in found.items():
-                self.layouts[name] = self.layouts.get(name, 0) + number
+        self.earlier, self.counted = self.layouts(), {}
+
+    def layouts(self) -> dict[str, int]:
+        return dict(Counter(self.earlier) + Counter(self.counted))
 
     def _check_finite(self, values: dict[str, float]) -> None:
         if all(map(math.isfinite, (values["loss"], values["gradient_norm"]))):
@@ -230,17 +220,6 @@ class Trainer:
             f"{len(self.state.names)}{', the first of ' + bad[0] if bad else ''}; {kept}; try a lower --learning-rate "
             "or another --dtype"
         )
-
-
-@contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Within, torch refuses what does not give the same bits again."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def share(step: int, config: TrainingConfig) -> float:
@@ -261,7 +240,8 @@ def hash_weights(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_same(found: TrainingConfig, wanted: TrainingConfig, file: Path) -> None:
+def check_same(found: TrainingConfig, wanted: TrainingConfig, file: Path) -> None:
+    """Raises ResumeError where `file`, which is of the run `found`, is not of `wanted`."""
     pairs = zip(found.model_dump().items(), wanted.model_dump().values(), strict=True)
     unlike = [f"{name}: {value} there, {other} asked for" for (name, value), other in pairs if value != other]
     if unlike:

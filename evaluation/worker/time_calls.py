@@ -53,14 +53,17 @@ def main() -> None:
 class Contender:
     """One way to call a case's module or function. Inputs lie in the same memory at each turn, by their place in it."""
 
-    def __init__(self, call: Callable[..., Any], name: str, values: list[Values]) -> None:
-        self.call, self.buffers = call, [{key: t.clone() for key, t in each.items()} for each in values]
+    def __init__(self, call: Callable[..., Any], name: str, values: Values) -> None:
+        self.call = call
+        calls = len(next(iter(values.values())))
+        self.buffers = [{key: t[number].clone() for key, t in values.items()} for number in range(calls)]
         if name.removesuffix("_graph") in MODES:
             mode = MODES[name.removesuffix("_graph")]
             self.call = torch.compile(call, dynamic=False, mode=mode)
         self.static: Values | None = None
         if name in CAPTURED:
-            self.static = {key: t.clone() for key, t in values[0].items()}
+            self.static = {key: t.clone() for key, t in self.buffers[0].items()}
+            self.call(**self.static)
             self.replay = capture(lambda: self.call(**self.static))
 
     def __call__(self, number: int) -> Any:
@@ -84,17 +87,15 @@ class Timer:
         self.mmdit, self.folder, self.device = mmdit, folder, device
         self.targets: dict[str, Callable[..., Any]] = {}
         self.contenders: dict[tuple[str, str], Contender] = {}
-        self.values: list[Values] = []
+        self.values: Values = {}  # of all calls of a turn, by the number of the call
         self.outputs: list[tuple[Tensor, ...]] = []
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
 
     def load(self, file: str, calls: int) -> dict[str, Any]:
         """Values for the calls that follow, their signs not yet known."""
         tensors = load_file(self.folder / file, device=self.device)
-        self.values = [
-            {key.removeprefix(f"c{n}."): t for key, t in tensors.items() if key.startswith(f"c{n}.")}
-            for n in range(calls)
-        ]
+        keys = [key.removeprefix("c0.") for key in tensors if key.startswith("c0.")]
+        self.values = {key: torch.stack([tensors[f"c{n}.{key}"] for n in range(calls)]) for key in keys}
         self.wait()
         return {}
 
@@ -122,14 +123,15 @@ class Timer:
         made = self.contenders[case, contender]
         changed = torch.tensor([1.0 if sign == "+" else -1.0 for sign in signs], device=self.device)
         with torch.inference_mode():
-            for buffers, values in zip(made.buffers, self.values, strict=True):
-                for key, t in values.items():
-                    buffers[key].copy_(t * changed.to(t.dtype) if t.shape[-1] == len(signs) else t)
+            for key, t in self.values.items():
+                given = t * changed.to(t.dtype) if t.shape[-1] == len(signs) else t
+                for buffers, each in zip(made.buffers, given, strict=True):
+                    buffers[key].copy_(each)
             seconds, self.outputs = self.timed(made)
-            sums = [[total(t.double() * changed.double()) for t in each] for each in self.outputs]
+            sums = [totals(each, changed) for each in zip(*self.outputs, strict=True)]
         forms = {f"{type(t).__module__}.{type(t).__qualname__} {t.dtype} {tuple(t.shape)} {t.device.type}"
                  for each in self.outputs for t in each}  # fmt: skip
-        return {"seconds": seconds, "sums": sums, "forms": sorted(forms)}
+        return {"seconds": seconds, "sums": list(zip(*sums, strict=True)), "forms": sorted(forms)}
 
     def timed(self, made: Contender) -> tuple[list[float], list[tuple[Tensor, ...]]]:
         """Seconds of each call, by events where there is a GPU, and what it gave."""
@@ -183,10 +185,10 @@ class Timer:
             synchronize()
 
 
-def total(t: Tensor) -> float | None:
-    """The sum; None where it is no number."""
-    found = float(t.sum())
-    return found if isfinite(found) else None
+def totals(outputs: tuple[Tensor, ...], signs: Tensor) -> list[float | None]:
+    """The signed sum of each; None where it is no number."""
+    found = (torch.stack(outputs).double() * signs.double()).flatten(1).sum(1).tolist()
+    return [each if isfinite(each) else None for each in found]
 
 
 if __name__ == "__main__":

@@ -44,14 +44,16 @@ torch.manual_seed(1)
 #   +--------------------------------------------+
 # ```
 #
-# Three clocks run at once, and the slowest decides:
-# - **bytes**: what must be read and written, each once, over 4.15 TB/s (a copy, measured);
-# - **operations**: multiply-adds count two, over 750 TFLOP/s for bf16 matrix products (measured, large ones);
-# - **launches**: about 4 us each (measured), even of a kernel that does nothing, where each waits for the one before.
+# Three clocks run at once, and the slowest decides (rates as measured on one H200, `evaluation/bench/floor.py`):
+#
+# - **bytes**: what must be read and written, each once, at the 4.15 TB/s of a copy;
+# - **operations**: two for a multiply-add, at the 750 TFLOP/s of large bf16 matrix products;
+# - **launches**: about 4 us each, even of a kernel that does nothing, where each waits for the one before.
 #
 # Operations per byte are the *arithmetic intensity*. Where it is below 750e12 / 4.15e12, the ridge, bytes decide, and
 # no cleverness in the arithmetic makes the kernel faster; only moving less does. The kit's `roofline` holds these
-# numbers for all lessons.
+# numbers for all lessons. Of the rest of the kit, `check` compares a tensor with the truth and `expect` states a fact;
+# both say what was expected and got. `peak_bytes` and `seconds` measure a call.
 
 # %%
 ridge = roofline(1, 0)["bytes"] / roofline(0, 1)["operations"]
@@ -204,9 +206,8 @@ test_traffic()
 # %% [markdown]
 # ## Systems analysis
 #
-# Four pieces of an MMDiT block, as eager PyTorch runs them, beside the floor of a kernel that reads the piece's inputs
-# and writes its output, and keeps all else on the chip. The sizes are the target's: D 128, 8 heads, L 186, here with B
-# 4.
+# Four pieces of an MMDiT block, as eager PyTorch runs them, beside the floor of a kernel that reads the piece's inputs,
+# writes its output, and keeps all else on the chip. The sizes are the target's, D 128, 8 heads, L 186, at B = 4.
 
 # %%
 B, L, D, H, HIDDEN = 4, 186, 128, 8, 512

@@ -127,9 +127,7 @@ def test_add() -> None:
     add_kernel[(3,)](x, y, guarded, 10, 4)
     changed = int((guarded[10:] != 7.0).sum())
     expect(changed == 0, f"add writes past n: expected 0 values, got {changed} (mask= of the store)")
-    check(
-        "add, 3 programs", guarded[:10], x + y, hint="program_id * BLOCK + arange: each program has a block of its own"
-    )
+    check("add, 3 programs", guarded[:10], x + y, hint="pid * BLOCK + arange: each program has a block of its own")
     for shape in ((1,), (256,), (1000,), (3, 5, 48)):
         x, y = torch.randn(2, *shape, device=DEVICE)
         check(f"add, {shape}", add(x, y), x + y, hint="the grid needs cdiv(n, BLOCK) programs: round up, not down")
@@ -159,7 +157,8 @@ test_add()
 #   gate (B, D)   p_gate + batch * gate_batch + o_d     row plays no part
 # ```
 #
-# So a slice of a bigger tensor needs no copy, and the gate is never repeated L times.
+# So a slice of a bigger tensor needs no copy, and the gate is never repeated L times. The kit's `poisoned(t, pad)` puts
+# t's values into a buffer that is NaN elsewhere: who takes the wrong stride will see it.
 
 
 # %% nbgrader={"grade": false, "grade_id": "02-first-gate", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -229,8 +228,9 @@ test_gate()
 # %% [markdown]
 # ## Systems analysis
 #
-# The product and the sum of eager PyTorch pass over memory five times (read branch, write the product; read both, write
-# out), the kernel three times. What eager keeps in between is seen by the profiler.
+# The product and the sum of eager PyTorch pass over memory five times (read branch, write the product; read it and the
+# residual, write out), the kernel three times. `peak_bytes` sees what eager keeps in between, `launches` names the
+# Triton kernels that ran, `registers` compiles a kernel for an sm_90 GPU without a GPU.
 
 
 # %%
@@ -249,8 +249,7 @@ for name, call, passes in (("eager", eager, 5), ("fused", gated_residual, 3)):
         print(f"{name}: {time * 1e6:.1f} us here")
 
 # %% [markdown]
-# Memory does not come by the number but by the *sector*, 32 bytes. Lanes that ask for neighbours share sectors; lanes
-# that are a row apart need one each, and throw most of it away:
+# Memory comes by the *sector* of 32 bytes. Lanes that ask for neighbours share them; lanes a row apart waste most:
 #
 # ```text
 #   lanes on columns: p + o_d                    lanes on rows: p + lane * D

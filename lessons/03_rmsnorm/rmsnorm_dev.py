@@ -269,7 +269,7 @@ for name, call in {"eager": eager, "v2": rmsnorm}.items():
 
 # %%
 signature = {"p_x": "*fp16", "p_weight": "*fp32", "p_out": "*fp16", "x_row": "i32", "R": "i32"}
-for dim, rows in ((128, 1), (128, 16), (128, 128), (2048, 1), (16384, 1)):
+for dim, rows in ((128, 1), (128, 16), (128, 128), (16384, 1)):
     compiled = registers(rmsnorm_kernel, signature, {"D": dim, "EPS": 1e-6, "ROWS": rows, "BLOCK_D": dim})
     print(f"D {dim:5}, {rows:3} rows a program: {compiled}")
 

@@ -27,8 +27,8 @@ from torch import Tensor
 #
 # All rows of a sample share its scale and shift, so with grad = ∂loss/∂out their gradients are sums over rows:
 # $d_\text{scale} = \sum \text{grad}\cdot n$ and $d_\text{shift} = \sum \text{grad}$. For $d_x$, move $x$ by a small
-# $dx$: the mean moves by $\text{mean}(dx)$, and $r$ by $-r^2\,\text{mean}(n\,dx)$, whatever eps is. Put together, $dn =
-# r\,(dx - \text{mean}(dx) - n\,\text{mean}(n\,dx))$, on $dx$ the matrix $r\,(I - 11^T/D - nn^T/D)$. It is its own
+# $dx$: the mean moves by $\text{mean}(dx)$, and $r$ by $-r^2\,\text{mean}(n\,dx)$, whatever eps is. Put together,
+# $dn = r\,(dx - \text{mean}(dx) - n\,\text{mean}(n\,dx))$, on $dx$ the matrix $r\,(I - 11^T/D - nn^T/D)$. It is its own
 # transpose, so the same expression takes gradients back; with $g = \text{grad}\,(1 + \text{scale})$
 #
 # $$d_x = r\,\big(g - \text{mean}(g) - n\,\text{mean}(g\,n)\big)$$
@@ -43,8 +43,8 @@ from torch import Tensor
 #   of one |  .  .  .  .  .  .--|-> program that holds the row finishes its d_x
 #   sample +--|--|--|--|--|--|--+
 #             v  v  v  v  v  v
-#   sum(grad n), sum(grad): down all rows of a sample. One program per sample
-#   leaves most of a GPU idle; more of them must bring their sums together.
+#   sum(grad n), sum(grad): down all rows of a sample. With few samples, one
+#   program each leaves a GPU idle; more must bring their sums together.
 # ```
 #
 # ## Implementation
@@ -171,7 +171,9 @@ compare("in fp16", (d_x, *sums.sum(1).unbind(1)), wanted, 2e-3)
 # ### Stage two and production: a fixed order, and autograd
 # Each program could add its sums to d_scale with `tl.atomic_add`, and be right up to rounding. But atomics land in the
 # order in which programs finish, and in fp32 2^24 + 1 - 2^24 is 0 where 2^24 - 2^24 + 1 is 1: one seed would train two
-# models. A second, small kernel that adds chunk 0, then 1, then 2 gives the same bits every time.
+# models. A second, small kernel that adds chunk 0, then 1, then 2 gives the same bits every time. (A grid may have two
+# axes; `tl.program_id(1)` is the place on the second.)
+#
 # `torch.autograd.Function` pairs a forward with a backward. `ctx.save_for_backward` keeps tensors; backward returns a
 # gradient for each argument of forward, in its shape, and None for eps. Two traps: `out.sum().backward()` sends one
 # number with strides of 0, where our kernels count on contiguous rows; and scale may be (B, 1, D).
@@ -219,7 +221,7 @@ class LayerNormAdaLN(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         ### BEGIN SOLUTION
         x, scale = (t.contiguous() for t in ctx.saved_tensors)
-        chunks = min(triton.cdiv(x.shape[1], 8), triton.cdiv(528, x.shape[0]))  # four programs a multiprocessor
+        chunks = max(1, min(triton.cdiv(x.shape[1], 8), 528 // max(1, len(x))))  # four programs a multiprocessor
         d_x, sums = backward_chunks(grad.contiguous(), x, scale, ctx.eps, chunks)
         (B, _, D), totals = x.shape, torch.empty_like(sums[:, 0], dtype=scale.dtype)
         sum_chunks_kernel[(B, triton.cdiv(2 * D, 64))](sums, totals, chunks, 2 * D, 64)
@@ -260,7 +262,8 @@ for name, call in (("operators", lambda *t: adaln(*t, 1e-6)), ("kernels", traina
     forward = peak_bytes(call, *leaves) / grad.nbytes
     both = peak_bytes(lambda *t: call(*t).backward(grad), *leaves) / grad.nbytes  # noqa: B023
     print(f"{name:9} hold {forward:.2f} tensors of x's size beyond x in forward, {both:.2f} with backward")
-print(launches(lambda: trainable_layernorm_adaln(*leaves).backward(grad)), seconds(trainable_layernorm_adaln, *leaves))
+time = seconds(trainable_layernorm_adaln, *leaves)
+print(launches(lambda: trainable_layernorm_adaln(*leaves).backward(grad)), f"{time * 1e6:.1f} us" if time else "")
 for B, L, D in ((128, 186, 128), (8, 4096, 3072)):
     floor = roofline(3 * B * L * D * 2, 0)["bytes"]
     print(f"{B} x {L} x {D} in 16 bits: {floor:.1f} us at the least to read x and grad and write d_x")
@@ -271,26 +274,23 @@ for D, rows in ((128, 8), (1024, 1), (4096, 1), (4096, 4)):
 
 # %% [markdown]
 # Why chunks: programs, for 132 multiprocessors, against what stage two reads (D 128):
-#
 # ```text
 #   samples   chunks of a sample    programs  of 132 |----------|     sums
 #         1    1                           1         |                  1 KB
 #         1   24 (8 rows each)            24         ||               24 KB
 #       128    1                         128         |||||||||||      128 KB
-#       128    5 (40 rows each)          640         4.8 for each     640 KB
+#       128    4 (48 rows each)          512         3.9 for each     512 KB
 # ```
 #
 # ## Production context
 # - `repository_after/mmdit/ops/norm_adaln/kernel.py::norm_adaln_backward_kernel` is this kernel, with strides, for both
-#   norms; it issues the next rows' loads ahead and takes both row sums in one reduction. From 100 samples on it has one
-#   chunk.
+#   norms; it issues the next rows' loads ahead and takes both row sums in one reduction.
 # - `repository_after/mmdit/ops/norm_adaln/kernel.py::norm_adaln_reduce_kernel` is stage two, 32 chunks to a load, and
 #   `repository_after/mmdit/ops/norm_adaln/op.py::_autograd` is `LayerNormAdaLN.backward`; for second derivatives it
 #   takes `repository_after/mmdit/ops/norm_adaln/reference.py::norm_adaln_backward_reference`, your v1.
 #
 # ## Thinking questions
-# 1. (Change a line, run, explain.) Set `step` to 1e-2, then to 1e-12. The error grows both times: from which two
-#    sources?
+# 1. (Change a line, run, explain.) Set `step` to 1e-2, then to 1e-12. Why does the error grow both times?
 # 2. Save a third tensor of x's size in forward. What does the systems cell say? What would backward read less?
 # 3. Make `x[0, 0]` constant in `inputs` and eps 1e-12 in one `compare`. Why is d_x so large there?
 #

@@ -20,9 +20,9 @@ from torch import Tensor
 
 # %% [markdown]
 # ## Foundations
-# Attention of L queries to L keys, a head at a time: $z = q k^T/\sqrt{Dh}$ (L, L), $w = \text{softmax}(z)$, out $= w
-# v$. As operators, $z$ and $w$ are written and read again, and they are much larger than q, k, v and out together. A
-# row of the softmax seems to need all its keys at once, for its maximum $m$ and its sum $l$:
+# Attention of L queries to L keys, a head at a time: $z = q k^T/\sqrt{Dh}$ (L, L), $w = \text{softmax}(z)$, out
+# $= w v$. As operators, $z$ and $w$ are written and read again, L numbers a row where q, k, v and out have Dh. A row of
+# the softmax seems to need all its keys at once, for its maximum $m$ and its sum $l$:
 #
 # $$\text{out} = o / l, \qquad o = \sum_j e^{z_j - m}\, v_j, \qquad l = \sum_j e^{z_j - m}$$
 #
@@ -44,10 +44,10 @@ from torch import Tensor
 #
 # ## Implementation
 # ### v1: all keys in one tile
-# `tl.dot(a, b)` multiplies tiles, (M, K) by (K, N), and adds up in fp32. Each side is a power of two, K at least 16, so
-# a head of 12 is padded to 16 by zeros, which add nothing. Keys that are padding do add something: their logit is 0,
-# not minus infinity, and $e^0 = 1$. `input_precision="ieee"` keeps fp32 from being cut to TF32; to 16 bits it means
-# nothing.
+# `tl.dot(a, b)` multiplies tiles, (M, K) by (K, N), and adds up in fp32; `tl.trans` turns a tile over. Each side is a
+# power of two, K at least 16, so a head of 12 is padded to 16 by zeros, which add nothing. Keys that are padding do add
+# something: their logit is 0, not minus infinity, and $e^0 = 1$. `input_precision="ieee"` keeps fp32 from being cut to
+# TF32; to 16 bits it means nothing.
 
 
 # %% nbgrader={"grade": false, "grade_id": "06-online-softmax-tile", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -148,7 +148,7 @@ check("nothing, twice", merge(nothing, nothing)[2], 0 * whole[2], hint="-inf - (
 # ### Production: a loop over tiles of keys, and a mask
 # A program keeps its queries and their state, and merges each tile of keys into it. A tile's weights are taken by the
 # new maximum at once, so only what was there before decays. Two rows to think of: one that sees nothing at all, and one
-# that sees nothing until the last tile.
+# that sees nothing until the last tile. `tl.full` is `tl.zeros` with a value to begin with.
 
 
 # %% nbgrader={"grade": false, "grade_id": "06-online-softmax-attention", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -234,13 +234,16 @@ check("fp16", attention(*half), oracle(*half), tolerance=2e-3, hint="state in fp
 # A tile of logits is born, used and overwritten in registers, L / 32 times a program; memory never sees one.
 #
 # ```text
-#   memory      q               k      v               out
-#               |               |      |                ^
-#   ------------|---------------|------|----------------|-------------------
-#               v               v      v                | once, / l
-#   registers   q 64 x 16  .  k^T 16 x 32 = logits 64 x 32 -> weights
-#                                          weights . v 32 x 16
-#               state: m 64, l 64, o 64 x 16  <----+     then the next tile
+#   memory      q 64 x 16     k 32 x 16      v 32 x 16            out 64 x 16
+#                  |              |              |                     ^
+#   ---------------|--------------|--------------|---------------------|----
+#                  v              v              v                     |
+#   registers      q      .      k^T  =  logits 64 x 32                | o / l,
+#                                           |                          | once
+#                                        weights 64 x 32  .  v         |
+#                                           |                |         |
+#      state:              m 64, l 64 <-----+   o 64 x 16 <--+         |
+#                                                   +------------------+
 # ```
 
 
@@ -253,7 +256,9 @@ for L in (32, 64, 128, 256):
     tensors = heads(1, 1, L, 16)
     held = [peak_bytes(call, *tensors) / tensors[0].nbytes for call in (operators, attention)]
     print(f"L {L:4}: operators hold {held[0]:5.1f} tensors of q's size, attention {held[1]:.1f}")
-print(launches(attention, *tensors), seconds(attention, *tensors))
+print("launches:", launches(attention, *tensors))
+if time := seconds(attention, *tensors):
+    print(f"{time * 1e6:.1f} us here")
 for B, H, L, Dh in ((128, 8, 250, 16), (2, 16, 4352, 128)):
     floors = roofline(4 * B * H * L * Dh * 2, 4 * B * H * L * L * Dh, B * H * L * L)
     print(f"B {B} H {H} L {L} Dh {Dh}, us at the least:", {name: round(us, 1) for name, us in floors.items()})
@@ -277,7 +282,7 @@ for block_q, block_k, block_d in ((64, 32, 16), (64, 64, 128), (128, 128, 128)):
 #
 # ## Thinking questions
 # 1. (Change a line, run, explain.) With BLOCK_K 128 in `attention`, which mistakes can the tests no longer see?
-# 2. Set b_shift to 0 and raise the 99 in the test from 1 on: where does fp32 end, and where fp16?
+# 2. Do without a maximum (b_new = 0.0 * b_sum) and raise the 99 in the test from 1 on: where does fp32 end, where fp16?
 # 3. `merge` does not care for order. Split keys over two programs: what must each store, and who divides?
 # 4. Which of the three floors is the largest at Dh 16, which at Dh 128? At which Dh do they meet?
 #

@@ -8,6 +8,7 @@ from lessons.kit.device import DEVICE  # isort: skip  # before triton
 from lessons.kit.checks import Mismatch, check, expect, poisoned
 from lessons.kit.compiled import Compiled, registers
 from lessons.kit.measure import launches, peak_bytes, roofline, seconds
+from lessons.kit.repository import repository
 
 __all__ = [
     "DEVICE",
@@ -19,6 +20,7 @@ __all__ = [
     "peak_bytes",
     "poisoned",
     "registers",
+    "repository",
     "roofline",
     "seconds",
 ]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mmdit.attention import AttentionOutput
 from mmdit.block import MMDiTBlock
 from mmdit.config import MMDiTConfig
-from mmdit.inference.graph import GraphedForward
 from mmdit.inference.stack import layers_problem, run_fused
+from mmdit.runtime.cuda_graph import GraphedForward
 from mmdit.training.passes import RECOMPUTE
 from mmdit.validation import check_choice, check_positive_int
 

@@ -142,7 +142,6 @@ def check_start_pos(start_pos: Tensor | int | None, x: Tensor, max_seq_len: int)
     """
     batch, length, _ = x.shape
     last = max_seq_len - length
-    expected = f"positions from 0 to {last} (max_seq_len {max_seq_len} - length {length})"
     if last < 0:
         raise PositionError("x", f"length of at most max_seq_len = {max_seq_len}", str(length))
     if start_pos is None:
@@ -151,16 +150,21 @@ def check_start_pos(start_pos: Tensor | int | None, x: Tensor, max_seq_len: int)
         if isinstance(start_pos, bool) or not isinstance(start_pos, int):
             raise DTypeError("start_pos", "None, an int or an int tensor", type(start_pos).__name__)
         if not 0 <= start_pos <= last:
-            raise PositionError("start_pos", expected, str(start_pos))
+            raise PositionError("start_pos", _positions(max_seq_len, length), str(start_pos))
         return
     if start_pos.is_floating_point() or start_pos.is_complex() or start_pos.dtype == torch.bool:
         raise DTypeError("start_pos", "an int tensor", str(start_pos.dtype))
-    if tuple(start_pos.shape) != (batch,):
+    if start_pos.dim() != 1 or start_pos.shape[0] != batch:
         raise ShapeError("start_pos", f"shape ({batch},)", str(tuple(start_pos.shape)))
     check_device("start_pos", start_pos, x)
     inside = ((start_pos >= 0) & (start_pos <= last)).all()
     unread = torch.compiler.is_compiling() or x.is_meta
     if unread or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        torch._assert_async(inside, f"start_pos: expected {expected}")
+        # a length in the text would be fixed in the program
+        torch._assert_async(inside, f"start_pos: expected positions from 0 to {max_seq_len} - length")
     elif not inside:
-        raise PositionError("start_pos", expected, str(start_pos.tolist()))
+        raise PositionError("start_pos", _positions(max_seq_len, length), str(start_pos.tolist()))
+
+
+def _positions(max_seq_len: int, length: int) -> str:
+    return f"positions from 0 to {max_seq_len - length} (max_seq_len {max_seq_len} - length {length})"

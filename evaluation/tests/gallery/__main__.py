@@ -1,9 +1,11 @@
 """Grade the gallery, and print how many of each class were told for what they are."""
 
 import argparse
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -12,10 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from evaluation.judge.speed_cases import Device
 from evaluation.tests.conftest import FAKE, Kata
 from evaluation.tests.gallery import cheats, honest, wrong, wrong_blocks
 from evaluation.tests.gallery.forgeries import FORGERIES, forge
 from evaluation.tests.gallery.run import Gallery
+from evaluation.tests.gallery.stopwatch import judged, stopwatch
+from evaluation.tests.gallery.timed import TimedEntry, timed_entries
 
 ENTRIES = (*wrong.ENTRIES, *wrong_blocks.ENTRIES, *cheats.ENTRIES, *honest.ENTRIES)
 
@@ -34,10 +39,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.tests.gallery", description=__doc__)
     parser.add_argument("--only", metavar="TEXT", default="", help="entries whose class and name hold TEXT")
     parser.add_argument("--verbose", action="store_true", help="print what was told of each")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where timed entries run; cuda adds those that need a GPU to act",
+    )
     options = parser.parse_args(argv)
     console, rows = Console(), []
-    count = sum(options.only in name for name in _names())
-    for row in track(_graded(options.only), "gallery", total=count, console=console):
+    timed = [(kind, entry) for kind, found in timed_entries(options.device).items() for entry in found]
+    timed = [(kind, entry) for kind, entry in timed if options.only in f"{kind} {entry.name}"]
+    count = sum(options.only in name for name in _names()) + len(timed)
+    for row in track(
+        chain(_graded(options.only), _timed(timed, options.device)), "gallery", total=count, console=console
+    ):
         rows.append(row)
         if options.verbose or not row.right:
             style = "" if row.right else "[bold red]not as it should be[/] "
@@ -66,11 +81,26 @@ def _graded(only: str) -> Iterator[Row]:
         yield Row(entry.kind, entry.name, graded.caught, graded.as_it_should_be, (*graded.told, "passed")[0])
 
 
+def _timed(chosen: list[tuple[str, TimedEntry]], device: Device) -> Iterator[Row]:
+    """A cheat is refused for what it is, or gains nothing by it; who is honest is not refused."""
+    if not chosen:
+        return
+    seed = secrets.randbits(62)
+    with TemporaryDirectory(prefix="gallery-") as folder, stopwatch(Path(folder), seed, device) as watch:
+        for kind, entry in chosen:
+            found, failures = judged(*watch.raw(entry.code))
+            told = failures[0].message if failures else f"passed, {found.cases[0].outcome}"
+            right = entry.told in told if entry.told else not failures
+            if kind == "timed, gains nothing":
+                right = right and found.cases[0].outcome != "faster"
+            yield Row(kind, entry.name, bool(failures), right, told)
+
+
 def _table(rows: list[Row]) -> Table:
     table = Table("class", "entries", "refused", "for the right reason")
     for kind in dict.fromkeys(row.kind for row in rows):
         these = [row for row in rows if row.kind == kind]
-        right = "" if kind == "honest" else str(sum(row.right for row in these))
+        right = "" if "honest" in kind else str(sum(row.right for row in these))
         table.add_row(kind, str(len(these)), str(sum(row.refused for row in these)), right)
     return table
 

@@ -87,7 +87,7 @@ FORGERIES: dict[str, tuple[str, FailureKind, str]] = {
     "only its own tests are forged": (FORGES_ALL_THAT_IT_KNOWS, FailureKind.SUITE_FORGED, "whose end was reached 0"),
     "tests are left out": (LEAVES_TESTS_OUT, FailureKind.SUITE_FORGED, "1 tests are not in the report"),
     "it changes its own files": (
-        "\nopen(__file__, 'a').write('#')",
+        "\nimport os\nos.chmod(__file__, 0o600)\nopen(__file__, 'a').write('#')",
         FailureKind.TREE_CHANGED,
         "the tree changed its own files",
     ),

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from rich.console import Console
 
 from evaluation.judge.case import Case, Sizes
 from evaluation.judge.rates import measure_rates
 from evaluation.judge.speed import Judged, judge_raw
-from evaluation.judge.speed_cases import Plan
+from evaluation.judge.speed_cases import BASELINES, CONTENDERS, Device, Plan
 from evaluation.judge.speed_record import RawCase, RawSpeed
 from evaluation.judge.timing import Seat, Session
 from evaluation.suite.companion import Stopped
@@ -33,7 +34,7 @@ class Stopwatch:
         """A candidate's turns, not yet judged, and where its outputs are."""
         tree = self.folder / f"after-{len(list(self.folder.iterdir()))}"
         write(tree, HONEST + code)
-        session = Session(self.session.seed, "cpu", SECONDS, tree, lambda _: None)
+        session = Session(self.session.seed, self.session.device, SECONDS, tree, lambda _: None)
         session.baselines = self.session.baselines
         session.turns = {case: [*turns] for case, turns in self.session.turns.items()}
         session.facts = {case: [*facts] for case, facts in self.session.facts.items()}
@@ -50,11 +51,13 @@ class Stopwatch:
             name=PLAN.case.name,
             calls=PLAN.calls,
             rounds=PLAN.rounds,
-            rates=measure_rates("cpu", PLAN.case.dtype),
+            rates=measure_rates(session.device, PLAN.case.dtype),
             contenders=tuple(session.facts[PLAN.case]),
             turns=tuple(session.turns[PLAN.case]),
         )
-        raw = RawSpeed(seed=session.seed, device="cpu", cases=(told,), failures=tuple(failures), duration_seconds=1.0)
+        raw = RawSpeed(
+            seed=session.seed, device=session.device, cases=(told,), failures=tuple(failures), duration_seconds=1.0
+        )
         return raw, tree
 
 
@@ -63,11 +66,11 @@ def judged(raw: RawSpeed, folder: Path) -> Judged:
 
 
 @contextmanager
-def stopwatch(folder: Path, seed: int) -> Iterator[Stopwatch]:
-    """`folder` gets the candidates. Before is timed beside a second before only once."""
+def stopwatch(folder: Path, seed: int, device: Device = "cpu") -> Iterator[Stopwatch]:
+    """`folder` gets the candidates. Before is timed beside a second before only once, and never compiled."""
     write(folder / "before", HONEST)
-    with staged(folder / "before", "before") as stage:
-        session = Session(seed, "cpu", 10 * SECONDS, folder / "before", lambda _: None)
+    with staged(folder / "before", "before") as stage, patch.dict(BASELINES, cuda=CONTENDERS["cuda"]):
+        session = Session(seed, device, 10 * SECONDS, folder / "before", lambda _: None)
         with session.seat(stage, "before") as first:
             with session.seat(stage, "again") as second:
                 session.alone(PLAN, first, second)

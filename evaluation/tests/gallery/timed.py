@@ -80,7 +80,8 @@ def _key(x):
 def _early(self, file, calls):
     told = _load(self, file, calls)
     _known.clear()
-    for each in self.values:
+    for number in range(calls):
+        each = {key: t[number] for key, t in self.values.items()}
         _known[_key(each["x"])] = _honest(**each)
     return told
 def layernorm_adaln(x, scale, shift, eps=1e-6):
@@ -94,8 +95,11 @@ import torch
 class Later(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        plain = [_honest(*_given[id(a)]) if id(a) in _given else a for a in args]
-        return function(*plain, **(kwargs or {}))
+        return function(*_computed(args), **(kwargs or {}))
+def _computed(given):
+    if isinstance(given, (list, tuple)):
+        return type(given)(map(_computed, given))
+    return _honest(*_given[id(given)]) if id(given) in _given else given
 _given = {}
 def layernorm_adaln(x, scale, shift, eps=1e-6):
     out = torch.empty_like(x).as_subclass(Later)
@@ -169,5 +173,20 @@ HONEST_LOOK_ALIKES = tuple(
         ("really faster", CHEAP),
     )
 )  # fmt: skip
-# These act by the GPU's own means; the judge's clock is what is in their way, as for the first of CHEATS.
-NEED_A_GPU = ("torch.cuda.Event.elapsed_time replaced", "work on a stream that no event waits for")
+# These act by what only a GPU has.
+GPU_CHEATS = tuple(
+    TimedEntry(*each)
+    for each in (
+        ("times of events replaced", f"{WORKER}_worker.elapsed = lambda start, end: 1e-3", "are explained"),
+        ("work on a stream that no event waits for", "import torch\n_side = torch.cuda.Stream()\n"
+         "def layernorm_adaln(x, scale, shift, eps=1e-6):\n"
+         "    _side.wait_stream(torch.cuda.current_stream())\n"
+         "    with torch.cuda.stream(_side):\n        return _honest(x, scale, shift)", "are explained"),
+    )
+)  # fmt: skip
+
+
+def timed_entries(device: str) -> dict[str, tuple[TimedEntry, ...]]:
+    """By class, those that can act on `device`."""
+    cheats = CHEATS + (GPU_CHEATS if device == "cuda" else ())
+    return {"timed cheat": cheats, "timed, gains nothing": GAIN_NOTHING, "timed honest": HONEST_LOOK_ALIKES}

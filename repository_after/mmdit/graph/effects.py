@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 OUTSIDE = -1  # the storages of inputs and weights: a caller may have made any two of them one
 
@@ -25,15 +27,16 @@ class Effect:
     """What one node does. Storages are numbers, OUTSIDE for all that came in.
 
     obstacle: why two copies of it are not one, or None; writes, gives: the storages that it writes, and that its
-    outputs lie in; stays: whether it cannot be left out even where nobody uses it; flops: of its matrix products.
+    outputs lie in. Only where costs were asked for: flops, of its matrix products, and saved, the storages that
+    autograd keeps of it, and their bytes, inputs and weights left out.
     """
 
     obstacle: str | None = None
     writes: frozenset[int] = frozenset()
     gives: frozenset[int] = frozenset()
-    stays: bool = False
     writes_input: bool = False
     flops: int = 0
+    saved: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass
@@ -59,20 +62,20 @@ def plain(value: Any) -> Any:
     return value.node.hint if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value
 
 
-def find_effects(graph_module: fx.GraphModule) -> Effects:
+def find_effects(graph_module: fx.GraphModule, costs: bool = False) -> Effects:
     """Run the graph on fake tensors, its placeholders as their meta["val"] says; the module is left as it was."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake_copy(n.meta.get("val"), mode) for n in graph_module.graph.nodes if n.op == "placeholder"]
-    interpreter = _Prober(graph_module, mode)
-    with mode, torch.random.fork_rng([]), kept_modes():
+    interpreter = _Prober(graph_module, mode, costs)
+    with mode, torch.random.fork_rng([]), kept_modes(costs):
         interpreter.run(*inputs, enable_io_processing=False)
     return interpreter.effects
 
 
 @contextmanager
-def kept_modes() -> Iterator[None]:
-    """Gradient recording as it was, whatever a graph switches."""
-    with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+def kept_modes(recording: bool) -> Iterator[None]:
+    """Gradient recording as it was, whatever a graph switches, or on."""
+    with torch.set_grad_enabled(recording or torch.is_grad_enabled()):
         yield
 
 
@@ -89,12 +92,13 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         schema = func._schema
         named = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+        rate = next((named.get(a.name, a.default_value) for a in schema.arguments if a.name == "dropout_p"), None)
         info = torch._C._SchemaInfo(schema)  # knows batch norm's running statistics, which the bare schema does not
         info.add_argument_values({k: v for k, v in named.items() if isinstance(v, (bool, int, float, Tensor))})
         for name, value in named.items():
             if info.is_mutable(name):
                 self.written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and rate != 0.0:
             self.random = self.random or str(func)
         if torch.Tag.inplace_view in func.tags:
             self.turned = str(func)
@@ -104,26 +108,31 @@ class _Recorder(TorchDispatchMode):
 class _Prober(fx.Interpreter):
     """Runs every node under a recorder of its own; weights as fakes, modules with fakes in the place of theirs."""
 
-    def __init__(self, graph_module: fx.GraphModule, mode: FakeTensorMode) -> None:
+    def __init__(self, graph_module: fx.GraphModule, mode: FakeTensorMode, costs: bool) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
-        self.mode = mode
+        self.mode, self.costs = mode, costs
         self.effects = Effects()
         self.outside: set[int] = set()
         self.inputs: set[int] = set()
+        self.made: set[int] = set()  # what the nodes so far gave
         self.kept: list[Tensor] = []  # so that no storage's number is given twice
 
     def run_node(self, node: fx.Node) -> Any:
         if node.op == "output":
             return super().run_node(node)
         recorder, changed = _Recorder(), None
-        counts = torch.utils.flop_counter.FlopCounterMode(display=False) if _is_call(node) else nullcontext()
-        with recorder, counts:
+        saved: list[Tensor] = []
+        hooks = saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t) if self.costs else nullcontext()
+        counts = FlopCounterMode(display=False) if self.costs else nullcontext()
+        with recorder, counts, hooks:
             if node.op == "call_module":
                 result, changed = self.run_module(node)
             else:
                 result = super().run_node(node)
         tensors = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self.kept += [*tensors, *recorder.written]
+        written = [t for t in recorder.written if t.untyped_storage()._cdata in self.made | self.outside]
+        self.made |= storages(tensors)
+        self.kept += [*tensors, *recorder.written, *saved]
         if node.op in ("placeholder", "get_attr"):
             self.outside |= storages(tensors)
         if node.op == "placeholder":
@@ -133,7 +142,7 @@ class _Prober(fx.Interpreter):
             obstacle = "an input"
         elif recorder.random:
             obstacle = f"random: {recorder.random}"
-        elif recorder.written:
+        elif written:
             obstacle = "writes to a tensor"
         elif changed:
             obstacle = f"has a state: {changed}"
@@ -141,14 +150,17 @@ class _Prober(fx.Interpreter):
             obstacle = "switches a mode"
         self.effects.of[node] = Effect(
             obstacle,
-            self.numbers(recorder.written),
+            self.numbers(written),
             self.numbers(tensors),
-            stays=bool(recorder.random or recorder.written or changed) or obstacle == "switches a mode",
-            writes_input=bool(storages(recorder.written) & self.inputs),
-            flops=counts.get_total_flops() if _is_call(node) else 0,
+            writes_input=bool(storages(written) & self.inputs),
+            flops=counts.get_total_flops() if self.costs else 0,
+            saved=frozenset((t.untyped_storage()._cdata, t.untyped_storage().nbytes()) for t in saved if self.inner(t)),
         )
         self.effects.values[node] = result
         return result
+
+    def inner(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata not in self.outside
 
     def numbers(self, tensors: list[Tensor]) -> frozenset[int]:
         return frozenset(OUTSIDE if number in self.outside else number for number in storages(tensors))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -51,6 +52,10 @@ def forward_backward(call: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         wanted = [p for p in call.parameters() if p.requires_grad] if isinstance(call, nn.Module) else []
         if outputs and wanted:
             torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def _cuda_peak(call: Callable[..., Any], arguments: Arguments) -> int:
@@ -97,3 +102,21 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, number: int, size: int) -> None:
         self.known.discard(number)
         self.now -= size
+
+
+def saved_bytes(call: Callable[..., Any], model: nn.Module, arguments: Arguments) -> int:
+    """The bytes that autograd keeps between forward and backward, beside inputs, weights and buffers."""
+    known = {t.untyped_storage()._cdata for t in (*_tensors(arguments), *model.parameters(), *model.buffers())}
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        if t.untyped_storage()._cdata not in known:
+            sizes[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+            kept.append(t)
+        return t
+
+    args, kwargs = arguments
+    with kept_state(model), torch.random.fork_rng(), torch.enable_grad(), saved_tensors_hooks(pack, lambda t: t):
+        kept += _tensors(call(*args, **kwargs))
+    return sum(sizes.values())

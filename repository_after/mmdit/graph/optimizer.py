@@ -127,7 +127,7 @@ class GraphOptimizer:
             elif strict:
                 raise VerificationError("passes", f"{optimization.name} to keep the model", problem)
             after = self._costs(graphs) if problem is None else costs
-            reports.append(_told(optimization.name, before, graphs, steps, problem, costs, after))
+            reports.append(_told(optimization.name, before, graphs, steps, problem, costs, after, optimization.details))
             costs = after
         self._report = Report(type(self.model).__name__, self.batch, reports, self.graphs, graphs)
         return OptimizedModel(graphs["train"], graphs["eval"], self.model.training)
@@ -199,6 +199,7 @@ def _told(
     problem: str | None,
     costs: dict[str, Cost],
     costs_after: dict[str, Cost],
+    details: dict[str, Any],
 ) -> PassReport:
     worst = max((s.verdict for s in steps.values()), key=lambda v: v.error, default=None)
     return PassReport(
@@ -211,4 +212,5 @@ def _told(
         opportunities={mode: tuple(step.opportunities) for mode, step in steps.items()},
         cost_before=costs,
         cost_after=costs_after,
+        details=details,
     )

@@ -25,7 +25,9 @@ ROW, WIDTH, HEIGHT, LANES = 24, 200, 18, 3
 
 @dataclass(frozen=True)
 class PassReport:
-    """One pass. rolled_back: why, or None; error and where: the worst of verification; the rest by mode."""
+    """One pass. rolled_back: why, or None; error and where: the worst of verification; the rest, and the pass's own
+    details, by mode.
+    """
 
     name: str
     rolled_back: str | None
@@ -36,6 +38,7 @@ class PassReport:
     opportunities: dict[str, tuple[Opportunity, ...]]
     cost_before: dict[str, Cost]
     cost_after: dict[str, Cost]
+    details: dict[str, Any]
 
 
 def kinds_of(graph_module: fx.GraphModule) -> dict[str, int]:
@@ -80,6 +83,8 @@ class Report:
         for told in self.passes:
             if told.rolled_back:
                 console.print(f"{told.name}: ROLLED BACK: {told.rolled_back}", markup=False, highlight=False)
+            for mode, details in told.details.items():
+                console.print(f"{told.name} {mode}: {details}", markup=False, highlight=False)
             for line, count in self._refused(told).items():
                 console.print(f"{told.name}: not done x{count}: {line}", markup=False, highlight=False)
         return console.file.getvalue()

@@ -62,28 +62,31 @@ def batch_of(arguments: Arguments) -> int | None:
     return next((len(t) for t in tree_leaves(arguments) if isinstance(t, Tensor) and t.ndim), None)
 
 
-def trace(model: nn.Module, arguments: Arguments, method: str = "export") -> Traced:
+def trace(model: nn.Module, arguments: Arguments, method: str = "export", fixed: bool = False) -> Traced:
     """The graph of model(*args, **kwargs) in the mode that the model is in; its weights are the model's own.
 
     Args:
         arguments: as split_inputs gives them, on the model's device.
         method: "export", ATen operators, for any batch size where the model is; "fx", symbolic tracing, whose nodes
             are the functions, methods and torch.nn modules that the model calls.
+        fixed: export for the arguments' own sizes alone.
 
     Raises TraceError, with file, line and a way out, for control flow by a tensor's values, for inputs that the model
     writes to, and for calls that cannot be traced; ConfigError for another method.
     """
     check_choice("method", method, METHODS)
     with _told(method), kept_state(model):  # fx runs what hangs on no input
-        traced = _export(model, arguments) if method == "export" else _symbolic(model, arguments)
+        traced = _export(model, arguments, fixed) if method == "export" else _symbolic(model, arguments)
     _refuse_written_inputs(traced.graph_module, method)
     traced.graph_module.train(model.training)
     return traced
 
 
-def _export(model: nn.Module, arguments: Arguments) -> Traced:
+def _export(model: nn.Module, arguments: Arguments, fixed: bool) -> Traced:
     batch, why = batch_of(arguments), None
-    if batch is None or batch < 2:
+    if fixed:
+        why = "asked for"
+    elif batch is None or batch < 2:
         why = f"a batch of {batch} is fixed: torch.export takes 0 and 1 for constants"
     else:
         try:
@@ -99,8 +102,10 @@ def _exported(model: nn.Module, arguments: Arguments, batch: int | None) -> fx.G
         return {0: torch.export.Dim.DYNAMIC} if follows else None
 
     args, kwargs = arguments
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    shapes = {name: tree_map(free, value) for name, value in bound.items()}
+    shapes = None
+    if batch is not None:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = {name: tree_map(free, value) for name, value in bound.items()}
     program = torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     return program.module(check_guards=False)
 

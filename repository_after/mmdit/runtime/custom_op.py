@@ -1,6 +1,6 @@
 """Registration of an op with torch.library, and a shorter way to it for plain eager calls."""
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from mmdit.runtime.dispatch import why_not
 
 _library = torch.library.Library("mmdit", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
+DECOMPOSITIONS: Dict[Any, Callable[..., Any]] = {}  # of each op, by PyTorch's, as run_decompositions takes them
 
 
 def register_op(
@@ -44,6 +45,7 @@ def register_op(
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
     op = getattr(torch.ops.mmdit, name).default
+    DECOMPOSITIONS[op] = reference
     function = None
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)

@@ -5,7 +5,8 @@ in Triton's interpreter; MMDIT_UNCHECKED=1 takes kernels as well that have yet t
 """
 
 import os
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -60,13 +61,27 @@ class _Recording:
 
 _recording: Optional[_Recording] = None
 _platform_problems: Dict[int, Optional[str]] = {}
+_whole = False  # whether a program that is compiled or exported keeps every op that has a kernel somewhere
+
+
+@contextmanager
+def whole_ops() -> Iterator[None]:
+    """Under torch.export and torch.compile keep the ops whole where no kernel can run too, as on the CPU: the program
+    may go to where one can.
+    """
+    global _whole
+    _whole = True
+    try:
+        yield
+    finally:
+        _whole = False
 
 
 def takes_fused(op: str, x: Tensor, unsupported: Optional[str] = None, how: str = "") -> bool:
     """Whether this call of op on x takes the kernel; `unsupported` is the op's own reason against it, if any, and `how`
     what `explain` tells beside where it ran.
     """
-    obstacle = unsupported or why_not(x)
+    obstacle = unsupported or (None if _whole and torch.compiler.is_compiling() else why_not(x))
     if _recording is not None and not torch.compiler.is_compiling():
         path, reason = ("pytorch", obstacle) if obstacle else ("fused", _why(x) + how)
         _recording.decisions.append(Decision(op, path, reason))

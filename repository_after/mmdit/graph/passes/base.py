@@ -39,6 +39,11 @@ class OptimizationPass(PassBase):
 
     name: ClassVar[str]
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the report shall tell of this run beside opportunities, by mode."""
+        return {}
+
     @abstractmethod
     def analyze(self, graph_module: fx.GraphModule) -> list[Opportunity]:
         """All opportunities, also the refused. Changes nothing."""

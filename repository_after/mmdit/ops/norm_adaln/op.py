@@ -12,7 +12,7 @@ from mmdit.ops.norm_adaln.reference import norm_adaln_backward_reference, norm_a
 from mmdit.ops.norm_adaln.tuning import MAX_DIM, backward_tiles, forward_tiles, reduce_tiles
 from mmdit.runtime.architecture import table_key
 from mmdit.runtime.custom_op import register_op
-from mmdit.runtime.dispatch import takes_fused
+from mmdit.runtime.dispatch import takes_fused, why_not
 from mmdit.runtime.launch import launch, unit_stride
 from mmdit.validation import check_adaln
 
@@ -127,7 +127,8 @@ def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
     x, scale, weight = ctx.saved_tensors
     # under create_graph=True the gradient must be differentiable again, which only PyTorch's arithmetic is
-    run = norm_adaln_backward_reference if torch.is_grad_enabled() else _call_backward
+    plain = torch.is_grad_enabled() or _unsupported(x) or why_not(x)
+    run = norm_adaln_backward_reference if plain else _call_backward
     d_x, d_scale, d_shift, d_weight = run(grad, x, scale, weight, ctx.eps, ctx.center)
     return d_x, d_scale, d_shift.view(ctx.shift_shape), None if weight is None else d_weight, None, None
 

@@ -1,0 +1,126 @@
+"""The worker that times calls: what it does with a GPU, shown on a CPU by events and graphs that only keep order."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evaluation.worker import time_calls
+from evaluation.worker.time_calls import Timer
+
+CALLS, DIM = 3, 8
+ENTRY = {"make": {"function": "layernorm_adaln"}, "dtype": "float32", "mode": "inference"}
+SIGNS = "+-" * (DIM // 2)
+
+log: list[str] = []
+
+
+class Event:
+    """It tells when it was recorded by its place in the log."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.place = len(log)
+        log.append("event")
+
+
+class Flush:
+    def zero_(self) -> None:
+        log.append("flush")
+
+
+def layernorm_adaln(x: Tensor, scale: Tensor) -> Tensor:
+    log.append("call")
+    return x * scale[:, None]
+
+
+def capture(call: Any) -> Any:
+    """As a graph: the same memory at each replay."""
+    kept = call().clone()
+
+    def replay() -> Tensor:
+        return kept.copy_(call())
+
+    return replay
+
+
+@pytest.fixture
+def timer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timer:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(time_calls, "elapsed", lambda start, end: float(end.place - start.place))
+    monkeypatch.setattr(time_calls, "capture", capture)
+    found = Timer(SimpleNamespace(layernorm_adaln=layernorm_adaln), tmp_path, "cpu")
+    found.flush = Flush()
+    tensors = {f"c{n}.x": torch.randn(2, 3, DIM) for n in range(CALLS)}
+    tensors |= {f"c{n}.scale": torch.randn(2, DIM) for n in range(CALLS)}
+    save_file(tensors, tmp_path / "values.safetensors")
+    found.load("values.safetensors", CALLS)
+    found.begin("case", "", ENTRY)
+    log.clear()
+    return found
+
+
+@pytest.mark.parametrize("contender", ["eager", "graph"])
+def test_each_call_follows_a_flush_and_lies_between_two_events(timer: Timer, contender: str):
+    timer.prepare("case", contender)
+    log.clear()
+    told = timer.go("case", contender, SIGNS)
+    assert log == ["flush", "event", "call", "event"] * CALLS
+    assert told["seconds"] == [2e-3] * CALLS  # by place in the log, as milliseconds
+    assert told["forms"] == ["torch.Tensor torch.float32 (2, 3, 8) cpu"]
+
+
+@pytest.mark.parametrize("contender", ["eager", "graph"])
+def test_outputs_are_those_of_the_signed_values_and_are_summed(timer: Timer, tmp_path: Path, contender: str):
+    timer.prepare("case", contender)
+    told = timer.go("case", contender, SIGNS)
+    signs = torch.tensor([1.0, -1.0] * (DIM // 2))
+    for number in range(CALLS):
+        want = timer.values["x"][number] * signs * (timer.values["scale"][number] * signs)[:, None]
+        assert torch.equal(timer.outputs[number][0], want)
+        assert told["sums"][number] == (pytest.approx(float((want.double() * signs).sum())),)
+    timer.give(1, "given.safetensors")
+    assert (tmp_path / "given.safetensors").exists()
+
+
+def test_a_sum_that_is_no_number_is_told_as_none(timer: Timer):
+    timer.values["x"][1, 0, 0, 0] = torch.nan
+    timer.prepare("case", "eager")
+    sums = timer.go("case", "eager", SIGNS)["sums"]
+    assert [each[0] is None for each in sums] == [False, True, False]
+
+
+def test_a_profile_tells_kernels_and_memory(timer: Timer, monkeypatch: pytest.MonkeyPatch):
+    assert timer.profile("case", "eager") == {"kernels": None, "peak_bytes": None}
+    timer.prepare("case", "eager")
+    timer.device = "cuda"
+    monkeypatch.setattr(time_calls, "synchronize", lambda: log.append("wait"))
+    for name, value in (("memory_allocated", 100), ("max_memory_allocated", 150), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    kernel = SimpleNamespace(
+        name="k", device_type=torch.autograd.DeviceType.CUDA, time_range=SimpleNamespace(elapsed_us=lambda: 2.0)
+    )
+    host = SimpleNamespace(name="aten::mul", device_type=torch.autograd.DeviceType.CPU)
+
+    class Profile:
+        def __init__(self, activities: object) -> None:
+            assert activities
+
+        def __enter__(self) -> "Profile":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def events(self) -> list[SimpleNamespace]:
+            return [kernel, host, kernel]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    told = timer.profile("case", "eager")
+    assert told == {"kernels": [{"name": "k", "seconds": pytest.approx(4e-6)}], "peak_bytes": 50}
