@@ -89,6 +89,16 @@ def kata(tmp_path: Path) -> Kata:
 
 
 @pytest.fixture(scope="session")
+def passing(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report on the fake kata, from one run for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("graded") / "kata"
+    shutil.copytree(FAKE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "describe_machine", lambda _device: Machine(torch_version="0"))
+        return Kata(folder).report()
+
+
+@pytest.fixture(scope="session")
 def after_tree() -> LoadedTree:
     """repository_after, whose ops can be registered but once in a process."""
     return LoadedTree.load(ROOT / "repository_after")

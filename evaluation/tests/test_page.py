@@ -20,10 +20,7 @@ from evaluation.report.models import Report
 from evaluation.report.page import main, render_page
 from evaluation.report.write import write_record
 from evaluation.store.forms import History, HistoryPoint
-from evaluation.suite import pair
-from evaluation.suite.probe import Machine
 from evaluation.suite.result import CaseResult, Failure, FailureKind, NotRun
-from evaluation.tests.conftest import FAKE, Kata
 
 DARK, LIGHT = (f"--blink-settings=preferredColorScheme={number}" for number in (0, 1))
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -71,15 +68,6 @@ def numbers() -> Numerics:
     shares = {"near": 0.9, "far": 0.1, "wrong": 3.0} | {f"block-B2-L37-C5-{n}": 0.3 for n in range(74)}
     run = NumericsRun(cases=tuple(case(*each) for each in shares.items()))
     return Numerics(seed=1, before=run, after=run)
-
-
-@pytest.fixture(scope="module")
-def passing(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    folder = tmp_path_factory.mktemp("graded") / "kata"
-    shutil.copytree(FAKE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair, "describe_machine", lambda _device: Machine(torch_version="0"))
-        return Kata(folder).report()
 
 
 @pytest.fixture(scope="module")

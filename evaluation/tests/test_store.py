@@ -129,7 +129,7 @@ def test_a_run_cut_at_any_byte_of_any_file_is_not_whole(store: Store):
 
 def test_writers_killed_at_any_moment_and_bytes_changed_anywhere_are_borne(store: Store):
     """A sample; `python -m evaluation.tests.store_faults` does 1,000 of each."""
-    assert kill_writers(store, 24, random.Random(1)) == []
+    assert kill_writers(store, 48, random.Random(1)) == []
     assert corrupt_bytes(store, 40, random.Random(2)) == []
 
 

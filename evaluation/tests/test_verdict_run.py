@@ -1,6 +1,5 @@
 """Every verdict is a run of the store, from a config file too, and from Python."""
 
-import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,23 +10,10 @@ from evaluation.report.models import Report
 from evaluation.store.catalogue import Catalogue
 from evaluation.store.errors import StoreError
 from evaluation.store.store import Store
-from evaluation.suite import pair
 from evaluation.suite.command import ROOT
-from evaluation.suite.probe import Machine
 from evaluation.suite.result import Failure, FailureKind, GraderError
 from evaluation.suite.run import Settings
-from evaluation.tests.conftest import FAKE, Kata
 from evaluation.tests.test_page import speed
-
-
-@pytest.fixture(scope="module")
-def passing(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The report on a pair of trees, from one run for all tests here."""
-    folder = tmp_path_factory.mktemp("graded") / "kata"
-    shutil.copytree(FAKE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair, "describe_machine", lambda _device: Machine(torch_version="0"))
-        return Kata(folder).report()
 
 
 @pytest.fixture(autouse=True)
