@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import kernels
-from tests.cases import BLOCK, BLOCK_CONDITIONED, BLOCK_CROSS, CROSS, SELF, STACK, Kind, Shape
+from tests.cases import BLOCK, BLOCK_CONDITIONED, BLOCK_CROSS, CROSS, SELF, STACK, Kind, Shape, random_mask
 from tests.graph_models import graph_package
 from tests.look_alikes import JointBlock
 from tests.numerics import TOLERANCE, assert_close
@@ -52,6 +52,16 @@ def test_a_vanilla_graph_becomes_fused_operators(kind: Kind, rng: torch.Generato
     trained = FUSED[kind].keys() - {"joint_attention_forward"}  # there is no backward for fp32
     assert fused_ops(made.train_graph).keys() == trained, str(opt.report())
     assert opt.report().to_dict()["passes"][1]["error"] < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [SELF, CROSS], ids=str)
+def test_a_mask_and_a_start_are_fused_too(kind: Kind, rng: torch.Generator) -> None:
+    options = {"attn_mask": random_mask(SHAPE, rng).int(), "start_pos": 3}
+    made, opt = optimised(build(vanilla(), kind, SHAPE, rng), draw_inputs(kind, SHAPE, rng) | options)
+    assert fused_ops(made.eval_graph) == PARTS, str(opt.report())
+    told = opt.report().to_dict()["passes"][1]["opportunities"]["train"]
+    assert [o["refused"] for o in told if o["refused"]] == ["a mask, and no kernel for the head dim"]
 
 
 @pytest.mark.parametrize("without", ["", pytest.param("one-plus", marks=pytest.mark.slow), "silu"])

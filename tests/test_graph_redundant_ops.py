@@ -189,6 +189,23 @@ def test_batch_norm_and_dropout_are_merged_in_evaluation_alone() -> None:
     assert size(told, "before", "train") == size(told, "after", "train")
 
 
+seen: list[str] = []
+
+
+@fx.wrap
+def log_and_double(x: Tensor) -> Tensor:
+    seen.append("called")
+    return x * 2
+
+
+def test_a_function_of_the_users_own_is_called_as_often_as_before() -> None:
+    made, told = optimised(Of(lambda m, x: log_and_double(x) + log_and_double(x)), "fx")
+    assert [o["refused"] for o in told["opportunities"]["eval"]] == ["the user's own, which may do more than it shows"]
+    seen.clear()
+    made(torch.randn(3, 4))
+    assert len(seen) == 2
+
+
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "sin": torch.sin,
     "double": lambda t: t * 2,

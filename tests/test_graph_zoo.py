@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.graph_models import graph_package
 
@@ -59,6 +60,24 @@ class GPT(nn.Module):
         return self.lm_head(self.ln_f(x))
 
 
+class BySize(nn.Module):
+    """How much it computes hangs on the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[x > 0] * 2).sum() + (x[x > 0] * 2).sum() + torch.nonzero(x).sum()
+
+
+class Checkpointed(nn.Module):
+    """Recomputes by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + checkpoint(self.body, x, use_reentrant=False)
+
+
 def image() -> Tensor:
     return torch.randn(3, 2, 6, 6)
 
@@ -74,9 +93,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "residual-network": (lambda: nn.Sequential(BasicBlock(2), BasicBlock(2)), image),
     "gpt": (lambda: GPT(8, 2, 2), lambda: torch.randint(0, 11, (3, 5))),
     "encoder-layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda: torch.randn(3, 5, 8)),
+    "data-dependent-size": (BySize, lambda: torch.randn(4, 6)),
+    "checkpointed": (Checkpointed, lambda: torch.randn(6, 4)),
     "lstm": (lambda: nn.LSTM(6, 4, batch_first=True), lambda: torch.randn(3, 5, 6)),
 }
-QUICK = ("cnn", "gpt")
+QUICK = ("cnn", "gpt", "data-dependent-size", "checkpointed")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MODELS])

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,7 +65,7 @@ def plain(value: Any) -> Any:
 
 def find_effects(graph_module: fx.GraphModule, costs: bool = False) -> Effects:
     """Run the graph on fake tensors, its placeholders as their meta["val"] says; the module is left as it was."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     inputs = [fake_copy(n.meta.get("val"), mode) for n in graph_module.graph.nodes if n.op == "placeholder"]
     interpreter = _Prober(graph_module, mode, costs)
     with mode, torch.random.fork_rng([]), kept_modes(costs):
@@ -86,7 +87,6 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.written: list[Tensor] = []
         self.random: str | None = None
-        self.turned: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -100,8 +100,6 @@ class _Recorder(TorchDispatchMode):
                 self.written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
         if torch.Tag.nondeterministic_seeded in func.tags and rate != 0.0:
             self.random = self.random or str(func)
-        if torch.Tag.inplace_view in func.tags:
-            self.turned = str(func)
         return func(*args, **kwargs)
 
 
@@ -148,6 +146,8 @@ class _Prober(fx.Interpreter):
             obstacle = f"has a state: {changed}"
         elif not tensors and _switches(node):
             obstacle = "switches a mode"
+        elif not self.known(node):
+            obstacle = "the user's own, which may do more than it shows"
         self.effects.of[node] = Effect(
             obstacle,
             self.numbers(written),
@@ -158,6 +158,14 @@ class _Prober(fx.Interpreter):
         )
         self.effects.values[node] = result
         return result
+
+    def known(self, node: fx.Node) -> bool:
+        """Whether what a node calls is an operator, or torch's or Python's own."""
+        if node.op == "call_module":
+            return all(type(m).__module__.startswith("torch.") for m in self.fetch_attr(str(node.target)).modules())
+        module = getattr(node.target, "__module__", None) or ""
+        own = module.partition(".")[0] in ("torch", "_operator", "operator", "math", "builtins", "")
+        return node.op != "call_function" or own or isinstance(node.target, torch._ops.OpOverload)
 
     def inner(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage()._cdata not in self.outside

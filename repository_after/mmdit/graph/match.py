@@ -172,8 +172,13 @@ class _Search:
 
     def _number(self, wanted: Any, got: Any, state: _State) -> Iterator[_State]:
         state = state.copy()
-        if isinstance(got, fx.Node):
-            self._missed(state, f"expected {wanted}, got {got.name}")
+        size = got.meta.get("val") if isinstance(got, fx.Node) else None
+        got = size if isinstance(size, (int, torch.SymInt)) else got
+        if isinstance(got, torch.SymInt) and isinstance(wanted, int) and self._sizes((wanted,), (got,), state):
+            yield state
+        elif isinstance(got, (fx.Node, torch.SymInt)):
+            expected = SIZES.get(wanted, wanted) if type(wanted) is int else wanted
+            self._missed(state, f"expected {expected}, got {got}")
         elif isinstance(wanted, float) and wanted in ANY_NUMBER:
             if isinstance(got, (int, float)) and state.numbers.setdefault(ANY_NUMBER[wanted], got) == got:
                 yield state

@@ -77,7 +77,7 @@ def trace(model: nn.Module, arguments: Arguments, method: str = "export", fixed:
     check_choice("method", method, METHODS)
     with _told(method), kept_state(model):  # fx runs what hangs on no input
         traced = _export(model, arguments, fixed) if method == "export" else _symbolic(model, arguments)
-    _refuse_written_inputs(traced.graph_module, method)
+        _refuse_written_inputs(traced.graph_module, method)
     traced.graph_module.train(model.training)
     return traced
 

@@ -97,14 +97,28 @@ def heads_real(q: Tensor, k: Tensor, q_norm: Tensor, k_norm: Tensor, cos: Tensor
     return rotate_real(normed(q, q_norm), cos, sin), rotate_real(normed(k, k_norm), cos, sin)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return join_heads(F.scaled_dot_product_attention(q, k, v))
+def joint_mask(attn_mask: Tensor) -> Tensor:
+    """(B, S, S) of (B, L, L): the context's columns for rows that see anything, its rows for columns that are seen."""
+    sees = attn_mask.any(2, keepdim=True).expand(-1, -1, C)
+    seen = attn_mask.any(1, keepdim=True).expand(-1, C, -1)
+    own = attn_mask.new_ones(attn_mask.shape[0], C, C)
+    return torch.cat([torch.cat([attn_mask, sees], dim=2), torch.cat([seen, own], dim=2)], dim=1)
 
 
-def _joined(x: tuple[Tensor, Tensor], v: Tensor, c_q: Tensor, c_k: Tensor, c_v: Tensor, norms: tuple) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is None:
+        return join_heads(F.scaled_dot_product_attention(q, k, v))
+    mask = (mask != 0).unsqueeze(1)
+    some = mask.any(-1, keepdim=True)
+    return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~some).masked_fill(~some, 0.0))
+
+
+def _joined(
+    x: tuple[Tensor, Tensor], v: Tensor, c_q: Tensor, c_k: Tensor, c_v: Tensor, norms: tuple, mask: Tensor | None = None
+) -> Tensor:
     """Both streams' heads one after the other, attended to."""
     context = normed(c_q, norms[0]), normed(c_k, norms[1]), split_heads(c_v)
-    return _attend(*(torch.cat(pair, 2) for pair in zip((*x, split_heads(v)), context, strict=True)))
+    return _attend(*(torch.cat(pair, 2) for pair in zip((*x, split_heads(v)), context, strict=True)), mask)
 
 
 def self_attention_complex(q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor, turns: Tensor) -> Tensor:
@@ -131,6 +145,30 @@ def joint_attention_complex(
     turns: Tensor,
 ) -> Tensor:
     return _joined(heads_complex(q, k, q_norm, k_norm, turns), v, c_q, c_k, c_v, (c_q_norm, c_k_norm))
+
+
+def masked_self_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor, turns: Tensor, attn_mask: Tensor
+) -> Tensor:
+    return _attend(*heads_complex(q, k, q_norm, k_norm, turns), split_heads(v), attn_mask)
+
+
+def masked_joint_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    c_q: Tensor,
+    c_k: Tensor,
+    c_v: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    c_q_norm: Tensor,
+    c_k_norm: Tensor,
+    turns: Tensor,
+    attn_mask: Tensor,
+) -> Tensor:
+    heads = heads_complex(q, k, q_norm, k_norm, turns)
+    return _joined(heads, v, c_q, c_k, c_v, (c_q_norm, c_k_norm), joint_mask(attn_mask != 0))
 
 
 def joint_attention_real(
@@ -174,6 +212,7 @@ NORMS = {"q_norm": VECTOR, "k_norm": VECTOR}
 CONTEXT_NORMS = {"c_q_norm": VECTOR, "c_k_norm": VECTOR}
 TURNS, ANGLES = {"turns": (L, DH // 2)}, {"cos": (L, DH // 2), "sin": (L, DH // 2)}
 QKV = dict.fromkeys("qkv", (B, H, S, DH))
+MASK = {"attn_mask": (B, L, L)}
 PROJECTION = {"h": (B, L, 19), "weight": (D, 19), "bias": VECTOR}
 RMS = {"x": ROW, "weight": VECTOR}
 
@@ -190,6 +229,10 @@ FUSED = (
     Spelling("joint attention", joint_attention_real, HEADS | CONTEXT | NORMS | CONTEXT_NORMS | ANGLES),
     Spelling("self attention", self_attention_complex, HEADS | NORMS | TURNS, ("turns",)),
     Spelling("self attention", self_attention_real, HEADS | NORMS | ANGLES),
+    Spelling("self attention", masked_self_attention, HEADS | NORMS | TURNS | MASK, ("turns",)),
+    Spelling(
+        "joint attention", masked_joint_attention, HEADS | CONTEXT | NORMS | CONTEXT_NORMS | TURNS | MASK, ("turns",)
+    ),
     Spelling("modulated LayerNorm", modulated_layer_norm, MODULATED),
     Spelling("modulated LayerNorm", modulated_layer_norm_spread, MODULATED),
     Spelling("modulated LayerNorm", modulated_layer_norm_addcmul, MODULATED),

@@ -55,7 +55,7 @@ class _Rewrite:
         self.effects = find_effects(self.graph_module)
         self.found: list[Opportunity] = []
         self.covered: set[fx.Node] = set()
-        self.emitted: set[fx.Node] = set()
+        self.silent: set[fx.Node] = set()  # made here, or told already
         misses: dict[fx.Node, NearMiss] = {}
         for spelling in (*vanilla.OPERATORS, *vanilla.FUSED):
             matches, near = find(self.graph, spelling)
@@ -67,7 +67,7 @@ class _Rewrite:
                     misses[miss.result] = miss
         self._merge_norms()
         for node, miss in misses.items():
-            if node not in self.covered | self.emitted and not node._erased:
+            if node not in self.covered | self.silent and not node._erased:
                 told = f"nearest pattern {miss.spelling.function.__name__}: {miss.difference}"
                 self.found.append(Opportunity(miss.spelling.name, (node.name,), "fuse", told))
         return self.found
@@ -77,7 +77,10 @@ class _Rewrite:
         if match.result in self.covered:
             return
         rewrite = REWRITES[match.spelling.name]
-        action, refused = f"to {rewrite.__name__.removeprefix('_')}", _refusal(match, self.effects)
+        action, refused = (
+            f"to {rewrite.__name__.removeprefix('_')}",
+            _refusal(match, self.effects, self.graph_module.training),
+        )
         if refused is None:
             with self.graph.inserting_before(match.result):
                 made = rewrite(match, self._emit, self.graph_module.training)
@@ -85,12 +88,13 @@ class _Rewrite:
             match.result.replace_all_uses_with(made)
             self.covered |= {match.result, *match.inside}
             _erase_unused(self.graph, match.result)
+        self.silent.add(match.result)
         self.found.append(Opportunity(match.spelling.name, (match.result.name,), action, refused))
 
     def _emit(self, target: Any, *args: Any) -> fx.Node:
         """A call, with the fake value that it gives."""
         node = self.graph.call_function(target, args)
-        self.emitted.add(node)
+        self.silent.add(node)
         node.meta["val"] = target(*tree_map(lambda a: a.meta["val"] if isinstance(a, fx.Node) else a, args))
         return node
 
@@ -123,7 +127,7 @@ class _Rewrite:
         return _per_sample(modulation, self._emit)
 
 
-def _refusal(match: Match, effects: Effects) -> str | None:
+def _refusal(match: Match, effects: Effects, training: bool) -> str | None:
     """Why a match cannot be rewritten, or None."""
     written = frozenset().union(*(effect.writes for effect in effects.of.values()))
     nodes = (*match.inside, *match.arguments.values())
@@ -133,15 +137,25 @@ def _refusal(match: Match, effects: Effects) -> str | None:
             return f"{node.name} is written to"
         if known and known.obstacle and node in match.inside:
             return f"{node.name}: {known.obstacle}"
-    if len({dtype_of(a) for a in match.arguments.values() if isinstance(a, fx.Node)} - {torch.complex64}) > 1:
+    arguments = [
+        a for name, a in match.arguments.items() if isinstance(a, fx.Node) and name not in ("turns", "attn_mask")
+    ]
+    if len({dtype_of(a) for a in arguments}) > 1:
         return "arguments of different dtypes"
     if any(isinstance(match.numbers.get(n, 0), torch.SymInt) for n in ("D", "H", "Dh", "C")):
         return "a size that varies, other than the batch"
+    if "attn_mask" in match.arguments and match.numbers["Dh"] > _head_limit(match, training):
+        return "a mask, and no kernel for the head dim"
     limits = {"modulated LayerNorm": MAX_NORM_DIM, "modulated RMSNorm": MAX_NORM_DIM, "RMS norm": None}
     limit = limits.get(match.spelling.name, MAX_PACK_DIM)
     if limit is not None and match.numbers.get("D", 0) > limit:
         return f"a row of more than {limit}"
     return None
+
+
+def _head_limit(match: Match, training: bool) -> int:
+    """The widest heads that attention has a kernel for."""
+    return (MAX_TRAINED_HEAD_DIM if training else MAX_HEAD_DIM).get(dtype_of(match.arguments["q"]), 0)
 
 
 def _per_sample(modulation: Any, emit: Emit) -> Any:
@@ -187,9 +201,9 @@ def _joint_attention(match: Match, emit: Emit, training: bool) -> fx.Node:
     norms = (a["q_norm"], a["k_norm"], a.get("c_q_norm"), a.get("c_k_norm"))
     packed = emit(ops.pack_heads.default, qkv, context, *norms, cos, sin, None, 0, sizes["H"], sizes["rms_eps"])
     heads = [emit(operator.getitem, packed, i) for i in range(3)]
-    limit = (MAX_TRAINED_HEAD_DIM if training else MAX_HEAD_DIM).get(dtype_of(qkv), 0)
-    if sizes["Dh"] <= limit:
-        out = emit(ops.joint_attention_forward.default, *heads, None, sizes.get("C", 0))
+    mask = emit(aten.ne.Scalar, a["attn_mask"], 0) if "attn_mask" in a else None
+    if sizes["Dh"] <= _head_limit(match, training):
+        out = emit(ops.joint_attention_forward.default, *heads, mask, sizes.get("C", 0))
         return emit(operator.getitem, out, 0)
     attended = emit(aten.scaled_dot_product_attention.default, *heads)
     return emit(aten.flatten.using_ints, emit(aten.transpose.int, attended, 1, 2), 2)
