@@ -25,7 +25,11 @@ FOUND = {
     "clock": ("import time\ntime.perf_counter()", "from time import monotonic"),
     "frames": ("import sys\nsys._getframe()", "import gc", "from inspect import stack"),
     "process": ("import subprocess", "import os\nos.kill(1, 9)"),
-    "exit": ("import os as o\no._exit(0)", "from atexit import register"),
+    "exit": (
+        "import os as o\no._exit(0)",
+        "from atexit import register",
+        "import sys\nif __name__ == '__main__':\n    pass\nelse:\n    sys.exit()",
+    ),
     "command-line": ("import sys\nprint(sys.argv[0])",),
     "harness": (
         "import os\nos.environ.get('PYTEST_CURRENT_TEST')",
@@ -45,6 +49,7 @@ LEFT_ALONE = (
     "import os\nos.environ.get('MMDIT_FUSED')",
     "import mmdit.config\nmmdit.config.size = 1",
     "import re\nre.compile('x')",
+    "import sys\nif __name__ == '__main__':\n    sys.exit(len(sys.argv))",
 )
 
 
@@ -69,9 +74,14 @@ def test_prose_and_honest_code_are_left_alone(tmp_path: Path, text: str):
     assert scan_text(tmp_path, text) == ()
 
 
-@pytest.mark.parametrize("tree", ["repository_before", "repository_after"])
-def test_the_katas_own_trees_have_no_finding(tree: str):
-    assert scan(ROOT / tree) == ()
+def test_the_vanilla_tree_has_no_finding():
+    assert scan(ROOT / "repository_before") == ()
+
+
+def test_of_the_fused_tree_only_commands_start_processes_and_read_clocks():
+    found = {(finding.file.removeprefix("mmdit/deploy/"), finding.rule) for finding in scan(ROOT / "repository_after")}
+    processes = {(name, "process") for name in ("build.py", "coldstart.py", "elsewhere.py")}
+    assert found == processes | {("coldstart.py", "clock")}
 
 
 @pytest.mark.parametrize("code", [code for code, *_ in FORGERIES.values()], ids=list(FORGERIES))
@@ -83,7 +93,7 @@ def test_every_forgery_of_the_suite_is_pointed_at_unless_it_only_writes_files(tm
     "entry", [each for each in honest.ENTRIES if "prose" in each.name or "-inf" in each.name], ids=str
 )
 def test_honest_entries_are_not_pointed_at(tmp_path: Path, entry: Entry):
-    assert scan(entry.tree(tmp_path / "after")) == ()
+    assert scan(entry.tree(tmp_path / "after")) == scan(ROOT / "repository_after")
 
 
 def test_cheats_that_look_around_are_pointed_at(tmp_path: Path):
