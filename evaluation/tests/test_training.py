@@ -114,7 +114,8 @@ def test_both_trees_learn_the_same_and_leave_their_record_and_runs(
     assert {"loss", "gradient_norm", "learning_rate"} < metrics[0].values.keys()
     assert metrics[-1].values.keys() == {"total_seconds"}
 
-    assert main([*command.split(), "--resume"]) == 0
+    assert main([*command.split(), "--store", str(root), "--resume"]) == 0
+    assert len(list(root.glob("*/run.json"))) == 4
     again = ParityRecord.model_validate_json((output / "record.json").read_text())
     assert again.runs == record.runs  # to the time they took: what has ended is not done again
 
