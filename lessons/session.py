@@ -6,6 +6,7 @@ import linecache
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import get_context
@@ -49,10 +50,11 @@ def play(
             fork, so that what came before is not run again.
         timeout_s: for one cell; a process that takes longer, or dies, fails the cell that it was in, and ends.
     """
+    folder = tempfile.TemporaryDirectory(prefix="lesson-")  # for what cells leave behind, also those that are killed
     context = get_context("forkserver")
     context.set_forkserver_preload(["lessons.session"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(sender, list(cells), dict(branches or {}), timeout_s))
+    process = context.Process(target=work, args=(sender, folder.name, list(cells), dict(branches or {}), timeout_s))
     process.start()
     sender.close()
     try:
@@ -62,10 +64,14 @@ def play(
     finally:
         process.join()
         receiver.close()
+        folder.cleanup()
 
 
-def work(sender: Connection, cells: list[Cell], branches: dict[int, Sequence[Branch]], timeout_s: int) -> None:
+def work(
+    sender: Connection, folder: str, cells: list[Cell], branches: dict[int, Sequence[Branch]], timeout_s: int
+) -> None:
     """The process of `play`: one for the cells in order, and one after another a copy of it for each branch."""
+    tempfile.tempdir = folder
     module = ModuleType("lesson_cells")
     sys.modules[module.__name__] = module
     guarded(sender, None, cells, module, timeout_s, branches)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.cases import SMALL, STACK
+from tests.numerics import assert_close
 from tests.verify import build, draw_inputs
 
 pytestmark = pytest.mark.upgrade
@@ -52,7 +53,7 @@ def test_a_batch_between_two_buckets_gives_its_own_rows(bucketed: Any) -> None:
     for batch in (3, 2, 4):
         inputs = call(batch)
         for got, want in zip(forward(**inputs), forward.model(**inputs), strict=True):
-            assert torch.allclose(got, want, atol=1e-6)
+            assert_close(got, want, 1e-6)
     assert [graph.batch for graph in recorded.made] == [4]
 
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +144,7 @@ class Store:
             raise StoreError(f"{self.root} is not there: no run was stored in it")
 
     def _bring_up(self, index: Index) -> None:
-        known, folders = index.stamps(), dict(self._folders())
+        known, folders = index.stamps(), self._folders()
         if gone := known.keys() - folders.keys():
             with index.writing():
                 for id in gone:
@@ -168,13 +168,12 @@ class Store:
             return self._examined(self.folder(folder.name), None)
         return None
 
-    def _folders(self) -> Iterator[tuple[str, Path]]:
-        """Every run's folder by its id; those in quarantine first, since a run of the same id outside it counts."""
-        for parent in (self.root / QUARANTINE, self.root):
-            if parent.is_dir():
-                for entry in os.scandir(parent):
-                    if entry.is_dir() and entry.name != QUARANTINE and not entry.name.startswith("."):
-                        yield entry.name, Path(entry.path)
+    def _folders(self) -> dict[str, Path]:
+        """Every run's folder by its id. Runs move into quarantine while others read: looked at in this order, each is
+        seen once at least.
+        """
+        outside, quarantined = _runs_in(self.root), _runs_in(self.root / QUARANTINE)
+        return quarantined | outside
 
     def _place(self, folder: Path, found: Condition) -> Path:
         """Move a run into quarantine, or out of it, as its state demands; gives where it lies then."""
@@ -188,6 +187,14 @@ class Store:
         except FileNotFoundError:
             return folder  # another reader was faster
         return wanted
+
+
+def _runs_in(parent: Path) -> dict[str, Path]:
+    if not parent.is_dir():
+        return {}
+    with os.scandir(parent) as entries:
+        found = [Path(x.path) for x in entries if x.is_dir() and x.name != QUARANTINE and not x.name.startswith(".")]
+    return {folder.name: folder for folder in found}
 
 
 def _stamp(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """A worker that is kept alive: asked, answered, frozen, and every way in which it can misbehave."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.suite.command import ROOT
 from evaluation.suite.companion import Companion, Stopped, companion
 from evaluation.suite.limits import Limits
 from evaluation.suite.result import FailureKind
@@ -96,3 +98,23 @@ def test_a_frozen_worker_and_all_that_it_started_stand_still(tmp_path: Path):
         assert ticks.stat().st_size == size
         worker.thaw()
         wait_for(lambda: ticks.stat().st_size > size)
+
+
+JUDGE = """
+import os, signal, sys
+from pathlib import Path
+from evaluation.tests.test_companion import working
+folder = Path(sys.argv[1])
+with working(folder) as worker:
+    worker.ask("go")
+    worker.freeze()
+    (folder / "pids").write_text(" ".join(map(str, worker.processes())))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_frozen_worker_dies_with_its_judge(tmp_path: Path):
+    subprocess.run([sys.executable, "-c", JUDGE, str(tmp_path)], cwd=ROOT, check=False)
+    pids = (tmp_path / "pids").read_text().split()
+    assert pids
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from evaluation.judge import speed
+from evaluation.judge import same, speed
 from evaluation.judge.speed import Judged, judge_speed_again, keep_raw
 from evaluation.judge.speed_record import ContenderFacts, Kernel, RawSpeed, Turn
 from evaluation.judge.turns import Values
@@ -225,6 +225,21 @@ class TestRuns:
         assert (found.what, found.cases[0].path, axis.status) == ("fused", path, status)
         assert says in axis.reason
         assert found.cases[0].own_kernels == tuple(name for name in own[:1] if name == "fused_rows")
+
+
+@pytest.mark.parametrize(("after", "code", "says"), [(5e-3, 0, "1 of 1"), (1e-3, 1, "0 of 1")])
+def test_a_tree_against_itself_has_to_be_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: float, code: int, says: str
+):
+    def steady(turn: Turn) -> dict[str, Any]:
+        seconds = after if turn.worker == "after" else 5e-3
+        return {"seconds": (seconds, seconds), "host_seconds": 2 * seconds}
+
+    raw, folder = run("as it is")
+    monkeypatch.setattr(same, "judge_speed", lambda *_: judged(changed(raw, steady), folder))
+    monkeypatch.setattr(same, "plans", lambda *_: (PLAN,))
+    assert same.main(["--runs", "1"]) == code
+    assert f"the same in {says} runs" in capsys.readouterr().out
 
 
 def kernels(names: tuple[str, ...]) -> tuple[Kernel, ...] | None:

@@ -262,7 +262,8 @@ for name, call in (("operators", lambda *t: adaln(*t, 1e-6)), ("kernels", traina
     forward = peak_bytes(call, *leaves) / grad.nbytes
     both = peak_bytes(lambda *t: call(*t).backward(grad), *leaves) / grad.nbytes  # noqa: B023
     print(f"{name:9} hold {forward:.2f} tensors of x's size beyond x in forward, {both:.2f} with backward")
-print(launches(lambda: trainable_layernorm_adaln(*leaves).backward(grad)), seconds(trainable_layernorm_adaln, *leaves))
+time = seconds(trainable_layernorm_adaln, *leaves)
+print(launches(lambda: trainable_layernorm_adaln(*leaves).backward(grad)), f"{time * 1e6:.1f} us" if time else "")
 for B, L, D in ((128, 186, 128), (8, 4096, 3072)):
     floor = roofline(3 * B * L * D * 2, 0)["bytes"]
     print(f"{B} x {L} x {D} in 16 bits: {floor:.1f} us at the least to read x and grad and write d_x")
@@ -273,7 +274,6 @@ for D, rows in ((128, 8), (1024, 1), (4096, 1), (4096, 4)):
 
 # %% [markdown]
 # Why chunks: programs, for 132 multiprocessors, against what stage two reads (D 128):
-#
 # ```text
 #   samples   chunks of a sample    programs  of 132 |----------|     sums
 #         1    1                           1         |                  1 KB

@@ -256,7 +256,9 @@ for L in (32, 64, 128, 256):
     tensors = heads(1, 1, L, 16)
     held = [peak_bytes(call, *tensors) / tensors[0].nbytes for call in (operators, attention)]
     print(f"L {L:4}: operators hold {held[0]:5.1f} tensors of q's size, attention {held[1]:.1f}")
-print(launches(attention, *tensors), seconds(attention, *tensors))
+print("launches:", launches(attention, *tensors))
+if time := seconds(attention, *tensors):
+    print(f"{time * 1e6:.1f} us here")
 for B, H, L, Dh in ((128, 8, 250, 16), (2, 16, 4352, 128)):
     floors = roofline(4 * B * H * L * Dh * 2, 4 * B * H * L * L * Dh, B * H * L * L)
     print(f"B {B} H {H} L {L} Dh {Dh}, us at the least:", {name: round(us, 1) for name, us in floors.items()})

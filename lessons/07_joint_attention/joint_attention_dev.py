@@ -248,7 +248,6 @@ compare("fp16", [t.half() for t in streams(20, 33)], None, "state in fp32", 2e-3
 # %% [markdown]
 # ## Systems analysis
 # Two streams could waste a tile: each ends in one of its own. At the target sizes they happen not to.
-#
 # ```text
 #    rows     0        64       128      192     250
 #    joined   |--------|--------|--------|-------|        4 tiles of 64
@@ -262,7 +261,8 @@ mask = torch.rand(1, 124, 124, device=DEVICE) < 0.3
 for name, call in (("copy", by_copy), ("streams", joint_attention)):
     held = [peak_bytes(call, *tensors, *more) / tensors[0].nbytes for more in ((), (mask,))]
     print(f"{name:8} holds {held[0]:.2f} tensors of q's size, {held[1]:.2f} with a mask")
-print(launches(joint_attention, *tensors), seconds(joint_attention, *tensors))
+time = seconds(joint_attention, *tensors)
+print(launches(joint_attention, *tensors), f"{time * 1e6:.1f} us" if time else "")
 B, L, C, D = 128, 186, 64, 128
 moved = {"q, k, v, out": 4 * B * (L + C) * D * 2, "copies of q, k, v": 6 * B * (L + C) * D * 2}
 moved |= {"a grown mask, written": B * (L + C) ** 2, "bytes read for it here": B * (L * L + 2 * L)}

@@ -41,7 +41,8 @@ WRONG = (
     Wrong(
         "a softmax for each stream, added",
         old="p_k, p_v = p_ck + batch * ck_b + h * ck_h, p_cv + batch * cv_b + h * cv_h",
-        new="p_k, p_v = p_ck + batch * ck_b + h * ck_h, p_cv + batch * cv_b + h * cv_h; b_out /= b_sum; b_sum /= b_sum",
+        new="p_k, p_v = p_ck + batch * ck_b + h * ck_h, p_cv + batch * cv_b + h * cv_h; "
+        "b_out, b_sum = b_out / b_sum, 1.0",
         fails="07-joint-attention-kernel-test",
         says="one division at the end",
     ),

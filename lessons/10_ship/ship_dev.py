@@ -21,7 +21,6 @@ from lessons.kit import check, expect, repository, roofline
 import torch
 
 REPOSITORY = repository()
-WORK = Path(tempfile.mkdtemp(prefix="lesson10-"))
 
 
 def python(*arguments: object, **environment: str) -> str:
@@ -209,8 +208,8 @@ def probe(tree: Path) -> dict:
 
 
 # %% nbgrader={"grade": true, "grade_id": "10-ship-tree-test", "locked": true, "points": 50, "schema_version": 3, "solution": false, "task": false}
-def test_ship() -> None:
-    empty, filled = WORK / "empty", WORK / "filled"
+def test_ship(work: Path) -> None:
+    empty, filled = work / "empty", work / "filled"
     ship(empty, [])
     ship(filled, MY_LESSONS)
     first, mine = probe(empty), probe(filled)
@@ -225,7 +224,8 @@ def test_ship() -> None:
     check("a block of your kernels", torch.tensor(mine["x_out"]), torch.tensor(first["x_out"]), hint=hint)
 
 
-test_ship()
+work = tempfile.TemporaryDirectory(prefix="lesson10-")
+test_ship(Path(work.name))
 
 # %% [markdown]
 # ## Systems analysis
@@ -240,7 +240,7 @@ SAMPLE = (
 
 
 def outcomes(tree: Path) -> dict[str, tuple[str, str]]:
-    report = WORK / "pytest.json"
+    report = Path(work.name, "pytest.json")
     options = ("-q", "-p", "no:cacheprovider", "--json-report", f"--json-report-file={report}")
     with suppress(RuntimeError):  # some test failed, as the report says
         python("-m", "pytest", *SAMPLE, *options, REPO_PATH=str(tree))
@@ -248,7 +248,7 @@ def outcomes(tree: Path) -> dict[str, tuple[str, str]]:
     return {test["nodeid"]: (test["metadata"]["expectation"], test["outcome"]) for test in tests}
 
 
-before, after = outcomes(REPOSITORY / "repository_before"), outcomes(WORK / "filled")
+before, after = outcomes(REPOSITORY / "repository_before"), outcomes(Path(work.name, "filled"))
 for name, (kind, outcome) in before.items():
     wrong = judge(kind, outcome, after[name][1])
     print(f"{kind:8} {outcome} -> {after[name][1]}  {wrong or 'as declared'}  {name.split('::')[1]}")

@@ -1,5 +1,6 @@
 """The graph optimiser: a model of your own in, the fused one out."""
 
+from mmdit.graph.backend import Compilation, compilations
 from mmdit.graph.errors import GraphError, TraceError, UnknownPassError, VerificationError
 from mmdit.graph.optimizer import GraphOptimizer, OptimizedModel
 from mmdit.graph.passes import fuse_mmdit, recompute, redundant_ops  # noqa: F401  register themselves
@@ -9,6 +10,7 @@ from mmdit.graph.swap import Swap, fuse, fusions, unfuse
 from mmdit.graph.trace import trace
 
 __all__ = [
+    "Compilation",
     "GraphError",
     "GraphOptimizer",
     "Opportunity",
@@ -19,6 +21,7 @@ __all__ = [
     "TraceError",
     "UnknownPassError",
     "VerificationError",
+    "compilations",
     "find_pass",
     "fuse",
     "fusions",

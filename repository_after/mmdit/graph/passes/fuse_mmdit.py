@@ -55,6 +55,7 @@ class _Rewrite:
         self.effects = find_effects(self.graph_module)
         self.found: list[Opportunity] = []
         self.covered: set[fx.Node] = set()
+        self.emitted: set[fx.Node] = set()
         misses: dict[fx.Node, NearMiss] = {}
         for spelling in (*vanilla.OPERATORS, *vanilla.FUSED):
             matches, near = find(self.graph, spelling)
@@ -66,7 +67,7 @@ class _Rewrite:
                     misses[miss.result] = miss
         self._merge_norms()
         for node, miss in misses.items():
-            if node not in self.covered and node in self.graph.nodes:
+            if node not in self.covered | self.emitted and not node._erased:
                 told = f"nearest pattern {miss.spelling.function.__name__}: {miss.difference}"
                 self.found.append(Opportunity(miss.spelling.name, (node.name,), "fuse", told))
         return self.found
@@ -89,6 +90,7 @@ class _Rewrite:
     def _emit(self, target: Any, *args: Any) -> fx.Node:
         """A call, with the fake value that it gives."""
         node = self.graph.call_function(target, args)
+        self.emitted.add(node)
         node.meta["val"] = target(*tree_map(lambda a: a.meta["val"] if isinstance(a, fx.Node) else a, args))
         return node
 

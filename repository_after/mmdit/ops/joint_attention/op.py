@@ -203,14 +203,14 @@ def _autograd(ctx: Any, grad: Optional[Tensor], _: Optional[Tensor]) -> Tuple[Op
 
 
 _call = register_op(
-    "joint_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, int context_length) -> Tensor",
+    "joint_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, SymInt context_length) -> Tensor",
     kernel=_forward,
     reference=_reference,
     fake=_fake,
     unsupported=_unsupported,
 )
 _call_forward = register_op(
-    "joint_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, int context_length)"
+    "joint_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, SymInt context_length)"
     " -> (Tensor, Tensor)",
     kernel=_forward_with_lse,
     reference=attention_forward_reference,
@@ -221,7 +221,7 @@ _call_forward = register_op(
 )
 _call_backward = register_op(
     "joint_attention_backward(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor grad,"
-    " Tensor? attn_mask, int context_length) -> Tensor",
+    " Tensor? attn_mask, SymInt context_length) -> Tensor",
     kernel=_backward,
     reference=attention_backward_reference,
     fake=_fake_backward,

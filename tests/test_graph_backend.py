@@ -1,0 +1,105 @@
+"""SPEC G8: torch.compile(backend="mmdit")."""
+
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import ROOT
+from tests.graph_models import graph_package
+from tests.numerics import TOLERANCE, assert_close
+from tests.vanilla import vanilla
+
+pytestmark = pytest.mark.upgrade
+
+QUICK = {"inner": "aot_eager"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def block() -> nn.Module:
+    torch.manual_seed(0)
+    return vanilla().MMDiTBlock(16, 2, dim_feedforward=24, dropout=0.0, conditioning=True)
+
+
+def values(call: Any, model: nn.Module, batch: int) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(batch)
+    x, y = torch.randn(batch, 5, 16, generator=rng), torch.randn(batch, 16, generator=rng)
+    out = call(x.requires_grad_(), y)[0]
+    return [out, *torch.autograd.grad(out.square().sum(), [x, *model.parameters()])]
+
+
+def check_training(options: dict[str, Any], batches: tuple[int, ...]) -> None:
+    """Outputs and gradients at each batch size; two compilations at most, one of them for any size."""
+    seen, model = len(graph_package().compilations()), block()
+    compiled = torch.compile(model, backend="mmdit", fullgraph=True, options=options)
+    for batch in batches:
+        for got, want in zip(values(compiled, model, batch), values(model, model, batch), strict=True):
+            assert_close(got, want, 2 * TOLERANCE[torch.float32])
+    made = graph_package().compilations()[seen:]
+    assert len(made) == min(2, len(batches))
+    for compilation in made:
+        assert compilation.problem is None
+        assert compilation.nodes_after["mmdit"] == 4, compilation
+
+
+def test_a_vanilla_block_is_fused_trains_and_is_compiled_once_for_any_batch() -> None:
+    check_training(QUICK, (3, 4, 5, 6))
+
+
+@pytest.mark.slow
+def test_inductor_takes_what_is_left() -> None:
+    check_training({}, (3,))
+
+
+def test_it_is_registered_on_import_and_by_entry_point() -> None:
+    graph_package()
+    assert "mmdit" in torch._dynamo.list_backends()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["entry-points"]["torch_dynamo_backends"]["mmdit"].partition(":")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_passes_and_their_options_are_chosen_and_unknown_ones_raise() -> None:
+    graph_package()
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 4)), torch.randn(8, 4)
+    made = torch.compile(model, backend="mmdit", options={**QUICK, "passes": ["recompute"], "budget": 0.0})
+    assert_close(made(x), model(x), TOLERANCE[torch.float32])
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="budgett"):
+        torch.compile(model, backend="mmdit", options={**QUICK, "budgett": 1})(x)
+
+
+def test_a_graph_break_and_a_model_without_such_parts_still_work() -> None:
+    graph_package()
+
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.sin(x) * torch.sin(x)
+            return x if x.sum() > 0 else -x
+
+    x = torch.randn(3, 4)
+    assert torch.equal(torch.compile(Breaks(), backend="mmdit", options=QUICK)(x), Breaks()(x))
+
+
+def test_a_graph_that_the_passes_cannot_take_is_compiled_all_the_same_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph_package()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(import_module("mmdit.graph.backend"), "to_aten", fail)
+    x = torch.randn(3, 4)
+    assert torch.equal(torch.compile(torch.sin, backend="mmdit", options=QUICK)(x), torch.sin(x))
+    assert "not today" in graph_package().compilations()[-1].problem
