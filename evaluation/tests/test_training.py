@@ -139,6 +139,7 @@ def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
         ("--ema 1", "--ema: Input should be less than 1"),
         ("--resume", "--resume: expected --output"),
         ("--trace", "--trace: expected --output or --store"),
+        ("--trace --store nowhere --steps 2", "--trace: expected at least 3 --steps"),
         (f"--output {ROOT}", "is not empty; --resume goes on"),
     ],
 )
