@@ -114,7 +114,8 @@ def test_both_trees_learn_the_same_and_leave_their_record_and_runs(
     assert {"loss", "gradient_norm", "learning_rate"} < metrics[0].values.keys()
     assert metrics[-1].values.keys() == {"total_seconds"}
 
-    assert main([*command.split(), "--resume"]) == 0
+    assert main([*command.split(), "--store", str(root), "--resume"]) == 0
+    assert len(list(root.glob("*/run.json"))) == 4
     again = ParityRecord.model_validate_json((output / "record.json").read_text())
     assert again.runs == record.runs  # to the time they took: what has ended is not done again
 
@@ -138,6 +139,7 @@ def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
         ("--ema 1", "--ema: Input should be less than 1"),
         ("--resume", "--resume: expected --output"),
         ("--trace", "--trace: expected --output or --store"),
+        ("--trace --store nowhere --steps 2", "--trace: expected at least 3 --steps"),
         (f"--output {ROOT}", "is not empty; --resume goes on"),
     ],
 )

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from evaluation.store.errors import CheckpointMismatch
 from evaluation.training.config import TrainingConfig
+from evaluation.training.equalities import check
 from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
 from evaluation.training.network import FlowNetwork
 from evaluation.training.process import deterministic, train_tree
+from evaluation.training.state import State
 from evaluation.training.tasks import FlowBatch
 from evaluation.training.trainer import METRICS, How, Trainer, share
 
@@ -166,6 +168,14 @@ def test_a_deterministic_run_gives_the_same_bits_again(start: Start) -> None:
     assert_same_bits(found[0][0], found[1][0])
     assert found[0][1:] == found[1][1:]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.usefixtures("start")
+def test_the_equalities_hold_and_a_difference_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [("float32", "resumed"), ("float32", "repeated"), ("float64", "in parts")]
+    assert check(TREE, [CONFIG], "cpu") == [(*c, True) for c in checks]
+    monkeypatch.setattr(State, "restore", lambda *_: None)
+    assert check(TREE, [CONFIG], "cpu") == [(*c, c[1] != "resumed") for c in checks]
 
 
 def test_a_gradient_is_clipped_to_its_largest_norm(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

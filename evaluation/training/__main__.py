@@ -129,6 +129,8 @@ def resolve(options: argparse.Namespace) -> list[TrainingConfig]:
         raise ValueError(f"--output: {folder} is not empty; --resume goes on with what is there")
     if options.trace and not (options.output or options.store):
         raise ValueError("--trace: expected --output or --store, to leave the timelines in")
+    if options.trace and (options.steps or SIZES[options.device]["steps"]) < 3:
+        raise ValueError(f"--trace: expected at least 3 --steps, of which it sees two, got {options.steps}")
     seeds = options.seeds or SEEDS[options.tree]
     if options.tree == "both" and seeds < 2:
         raise ValueError("--seeds: expected at least 2 to compare both trees, got 1")

@@ -6,13 +6,14 @@ from pathlib import Path
 from evaluation.report.environment import describe_environment
 from evaluation.store.store import Store
 from evaluation.suite.command import ROOT
-from evaluation.suite.probe import Machine, describe_machine
+from evaluation.suite.probe import describe_machine
 from evaluation.training.parity import ParityRun
 from evaluation.training.timeline import BACKWARD, PROFILE
 from evaluation.training.trainer import CHECKPOINT, METRICS
 
 ARTIFACTS = {"samples.png": "plot", PROFILE: "trace", BACKWARD: "trace", CHECKPOINT: "checkpoint"}
-FLAGS = ("task", "batch", "dim", "heads", "feed_forward", "layers", "dtype")
+FLAGS = ("task", "steps", "batch", "dim", "heads", "feed_forward", "layers", "dropout", "dtype")
+STORED = "stored"  # in a run's folder: where in a store it lies
 
 
 class Keeper:
@@ -22,11 +23,13 @@ class Keeper:
 
     def __init__(self, root: Path, device: str) -> None:
         self.store = Store(root)
-        machine: Machine = describe_machine(device)
-        self.environment = describe_environment(ROOT, machine)
+        self.environment = describe_environment(ROOT, describe_machine(device))
 
     def keep(self, run: ParityRun, folder: Path) -> str:
-        """The id that the run has in the store."""
+        """The id that the run has in the store; one that is there already is not put there again."""
+        stored = folder / STORED
+        if stored.exists() and Path(stored.read_text(encoding="utf-8")).parent == self.store.root.resolve():
+            return Path(stored.read_text(encoding="utf-8")).name
         config = run.config.model_dump()
         flags = {"device": "cuda" if run.peak_bytes is not None else "cpu"} | {name: config[name] for name in FLAGS}
         tags = (run.role, f"task:{run.config.task}", f"seed:{run.config.seed}")
@@ -39,6 +42,7 @@ class Keeper:
             for name, kind in ARTIFACTS.items():
                 if (folder / name).exists():
                     writer.add_artifact(folder / name, kind)
+        stored.write_text(str(self.store.root.resolve() / writer.id), encoding="utf-8")
         return writer.id
 
 

@@ -138,8 +138,9 @@ class Trainer:
             self.state.collect()
             total = total + loss.detach()
         norm = nn.utils.clip_grad_norm_(self.state.masters, config.clip)
+        told = torch.stack((total.double(), norm.double())).tolist()  # waits for the GPU, once
         rate = config.learning_rate * share(self.done, config)
-        values = {"loss": total.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        values = {"loss": told[0], "gradient_norm": told[1], "learning_rate": rate}
         self._check_finite(values)
         self.state.update(self.done, rate)
         return values
