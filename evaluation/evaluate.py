@@ -85,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="where the report goes: a file when PATH ends in .json, else a folder that gets report.json (default: "
-        "evaluation/reports/YYYY-MM-DD/HH-MM-SS/report.json); evaluation/reports/latest.json is written in any case",
+        "evaluation/reports/YYYY-MM-DD/HH-MM-SS/report.json), its page beside it as .html; "
+        "evaluation/reports/latest.json is written in any case",
     )
     parser.add_argument("--sarif", type=Path, metavar="PATH", help="also write the static scan's findings to PATH")
     parser.add_argument("--junit", type=Path, metavar="PATH", help="also write the test results as JUnit XML to PATH")
