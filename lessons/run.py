@@ -8,6 +8,7 @@ import time
 
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 from lessons.lesson import ROOT, Lesson, find_lessons
 
@@ -34,7 +35,8 @@ def run_script(lesson: Lesson, show: bool) -> str | None:
 
 def run_notebook(lesson: Lesson) -> str | None:
     """Run the lesson's notebook in a kernel; what its failing cell said, else None. Its outputs stay in it."""
-    client = NotebookClient(lesson.notebook, timeout=TIMEOUT_S, kernel_name="python3")
+    by_files = Config({"KernelManager": {"transport": "ipc"}})  # no port is opened
+    client = NotebookClient(lesson.notebook, timeout=TIMEOUT_S, kernel_name="python3", config=by_files)
     try:
         client.execute(cwd=str(ROOT), env=environment())
     except CellExecutionError as error:
