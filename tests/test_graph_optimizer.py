@@ -82,6 +82,18 @@ def test_the_input_model_is_left_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_model_trained_in_between_keeps_what_it_learnt() -> None:
+    torch.manual_seed(0)
+    model, x = Everything(), torch.randn(4, 6)
+    opt = graph_package().GraphOptimizer(model, x, repeats=0, batches=())
+    with torch.no_grad():
+        model.up.weight.add_(1)
+    model.train()(x)  # moves the running statistics
+    state = {key: t.clone() for key, t in model.state_dict().items()}
+    opt.optimize(["redundant_ops"], strict=True)
+    assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
+
+
 def test_the_optimised_model_shares_its_weights_and_takes_any_batch() -> None:
     opt = optimizer()
     made = opt.optimize(["redundant_ops"])

@@ -15,7 +15,7 @@ from mmdit.graph.errors import TraceError, VerificationError
 from mmdit.graph.measure import Cost, measure
 from mmdit.graph.passes.base import Opportunity, OptimizationPass, copy_graph, make_passes
 from mmdit.graph.report import PassReport, Report, kinds_of
-from mmdit.graph.trace import ANOTHER_WAY, batch_of, split_inputs, trace
+from mmdit.graph.trace import ANOTHER_WAY, batch_of, in_mode, split_inputs, trace
 from mmdit.graph.verify import Verdict, Verifier, draw_cases
 
 MODES = {"train": True, "eval": False}
@@ -83,10 +83,8 @@ class GraphOptimizer:
         self.model, self.arguments, self.repeats = model, arguments, repeats
         self.graphs: dict[str, fx.GraphModule] = {}
         self.verifiers: dict[str, Verifier] = {}
-        was = {module: module.training for module in model.modules()}
-        try:
-            for mode, training in MODES.items():
-                model.train(training)
+        for mode, training in MODES.items():
+            with in_mode(model, training):
                 traced = trace(model, arguments, method)
                 free = method == "fx" or traced.batch is None
                 self.batch = traced.batch
@@ -94,9 +92,6 @@ class GraphOptimizer:
                 self.graphs[mode] = traced.graph_module
                 self.verifiers[mode] = Verifier(model, cases, tolerance, seed)
                 self._check_traced(mode, method)
-        finally:
-            for module, training in was.items():
-                module.training = training
         self._report: Report | None = None
 
     def _check_traced(self, mode: str, method: str) -> None:
@@ -117,6 +112,8 @@ class GraphOptimizer:
         Raises UnknownPassError for an unknown name or option.
         """
         made = make_passes(list(passes), options)
+        for verifier in self.verifiers.values():
+            verifier.refresh()
         graphs, reports = dict(self.graphs), []
         costs = self._costs(graphs)
         for optimization in made:

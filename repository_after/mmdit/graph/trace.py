@@ -175,6 +175,18 @@ def kept_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in one mode, and afterwards every part in its own again."""
+    was = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in was.items():
+            module.training = mode
+
+
+@contextmanager
 def _told(method: str) -> Iterator[None]:
     """Whatever tracing raises, as one TraceError."""
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from mmdit.graph.trace import Arguments, batch_of, kept_state
+from mmdit.graph.trace import Arguments, batch_of, in_mode, kept_state
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 NEGLIGIBLE = 2e-2  # a gradient below this share of all gradients' size is held to that share
@@ -85,9 +85,20 @@ class Verifier:
     def __init__(self, model: nn.Module, cases: Sequence[Case], tolerance: float | None, seed: int) -> None:
         self.model, self.cases, self.seed = model, list(cases), seed
         self.training = model.training
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.tolerance = tolerance or max((TOLERANCE.get(t.dtype, 0.0) for t in self._floats()), default=0.0)
-        self.truth = [self._run(model, case) for case in self.cases]
+        self._look()
+
+    def refresh(self) -> None:
+        """Take the model as it is now, should it have been trained since."""
+        state = self.model.state_dict()
+        if any(not torch.equal(state[name], kept) for name, kept in self.state.items()):
+            self._look()
+
+    def _look(self) -> None:
+        state = self.model.state_dict()
+        self.state = {name: t.detach().clone() for name, t in state.items() if isinstance(t, Tensor)}
+        with in_mode(self.model, self.training):
+            self.truth = [self._run(self.model, case) for case in self.cases]
 
     def _floats(self) -> Iterator[Tensor]:
         leaves = tree_flatten(self.cases[0].arguments)[0]
@@ -111,11 +122,11 @@ class Verifier:
 
     def restore_weights(self) -> list[str]:
         """Put back what something has changed of the model's weights; their names."""
-        parameters = dict(self.model.named_parameters())
-        changed = [n for n, kept in self.weights.items() if not torch.equal(parameters[n], kept)]
+        state = self.model.state_dict()
+        changed = [name for name, kept in self.state.items() if not torch.equal(state[name], kept)]
         with torch.no_grad():
             for name in changed:
-                parameters[name].copy_(self.weights[name])
+                state[name].copy_(self.state[name])
         return changed
 
     def _mode(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from mmdit.errors import ConfigError
@@ -30,7 +30,11 @@ class Recomputed(nn.Module):
     def forward(self, *args: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.body(*args)
-        return checkpoint(self.body, *args, use_reentrant=False, preserve_rng_state=True)
+        flat, structure = tree_flatten(args)  # a checkpoint gives up its own tensors, but not those in a list
+        return checkpoint(self._run, structure, *flat, use_reentrant=False, preserve_rng_state=True)
+
+    def _run(self, structure: TreeSpec, *flat: Any) -> Any:
+        return self.body(*tree_unflatten(flat, structure))
 
 
 @dataclass(frozen=True)
