@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
@@ -58,7 +59,17 @@ def test_a_vanilla_block_is_fused_trains_and_is_compiled_once_for_any_batch() ->
 
 @pytest.mark.slow
 def test_inductor_takes_what_is_left() -> None:
-    check_training({}, (3,))
+    graph_package()
+
+    def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return torch.tanh(F.layer_norm(x, (16,), eps=1e-6) * (1 + scale) + shift)
+
+    inputs = [torch.randn(shape).requires_grad_() for shape in ((3, 5, 16), (3, 1, 16), (3, 1, 16))]
+    out, want = torch.compile(modulated, backend="mmdit", fullgraph=True)(*inputs), modulated(*inputs)
+    assert graph_package().compilations()[-1].nodes_after["mmdit"] == 1
+    found = [torch.autograd.grad(t.square().sum(), inputs) for t in (out, want)]
+    for got, wanted in zip((out, *found[0]), (want, *found[1]), strict=True):
+        assert_close(got, wanted, TOLERANCE[torch.float32])
 
 
 def test_it_is_registered_on_import_and_by_entry_point() -> None:

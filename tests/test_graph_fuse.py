@@ -38,7 +38,7 @@ def assert_same(fused: nn.Module, model: nn.Module, inputs: dict[str, Tensor], *
     for name, value in {**want.outputs, **want.gradients}.items():
         size = max(value.double().norm().item(), 1e-3)
         error = ({**got.outputs, **got.gradients}[name].double() - value.double()).norm().item() / size
-        assert error < 1e-3 if name.startswith(("to_qkv", "cross")) else error < 1e-4, f"{name}: {error:.1e}"
+        assert error < 1e-4, f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

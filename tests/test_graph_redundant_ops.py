@@ -251,7 +251,7 @@ def test_random_graphs_give_what_eager_gives(steps: list[tuple[str, int, int]], 
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEP, min_size=1, max_size=30), seed=st.integers(0, 2**31 - 1))
 def test_many_random_graphs_give_what_eager_gives(steps: list[tuple[str, int, int]], seed: int) -> None:
     check_random_graph(steps, seed)

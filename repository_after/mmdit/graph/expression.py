@@ -129,9 +129,10 @@ def _permuted(node: fx.Node, a: int, b: int, ndim: int) -> Expression:
 
 
 def _part(parts: fx.Node, index: int) -> Expression:
-    whole, axis = parts.args[0], parts.args[-1] if parts.target is aten.unbind.int and len(parts.args) > 1 else None
+    whole = parts.args[0]
+    ndim = len(shape_of(whole) or (1,))
+    given = {a.name: v for a, v in zip(parts.target._schema.arguments, parts.args, strict=False)} | parts.kwargs
+    axis = given.get("dim", 0) % ndim
     if parts.target is aten.unbind.int:
-        ndim = len(shape_of(whole) or (1,))
-        return Expression("select", (whole,), ((axis or 0) % ndim, index))
-    axis = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)
-    return Expression(f"part {index} of {parts.target}", (whole,), (axis % len(shape_of(whole) or (1,)),))
+        return Expression("select", (whole,), (axis, index))
+    return Expression(f"part {index} of {parts.target}", (whole,), (axis,))

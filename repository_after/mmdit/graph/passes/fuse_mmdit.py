@@ -111,7 +111,7 @@ class _Rewrite:
                 or gated.args[5] is not None
             ):
                 continue
-            if any(order[user] < order[norm] for user in x.users):
+            if any(order.get(user, -1) < order[norm] for user in x.users):
                 continue
             with self.graph.inserting_before(norm):
                 arguments = (*gated.args[:5], self._row(scale), self._row(shift), gated.args[7], eps)
