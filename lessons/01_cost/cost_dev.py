@@ -270,7 +270,7 @@ if time := seconds(rmsnorm, x, w):
 #
 # ## Production context
 #
-# - `repository_after/mmdit/inference/graph.py::GraphedForward` replays a whole forward as one graph: no launch costs
+# - `repository_after/mmdit/runtime/cuda_graph.py::GraphedForward` replays a whole forward as one graph: no launch costs
 #   the host anything.
 # - `repository_after/mmdit/runtime/launch.py::launch` is for calls without a graph, and says what Triton's own launch
 #   takes of the host's time and what this one does.
