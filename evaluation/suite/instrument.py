@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 Outcome = Literal["passed", "failed", "error"]
+_VANILLA = "repository_before"
 
 _PLUGIN = """\
 import os
@@ -68,9 +69,11 @@ class Instrumented:
 
 
 def instrument(suite: Path, folder: Path) -> Instrumented:
-    """Copy `suite` into `folder`, with the pyproject.toml beside it where there is one."""
+    """Copy `suite` into `folder`, with what it finds beside it: pyproject.toml, and the vanilla tree."""
     copy = folder / suite.name
-    shutil.copytree(suite, copy, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for source in (suite, suite.parent / _VANILLA):
+        if source.is_dir():
+            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     settings = suite.parent / "pyproject.toml"
     if settings.is_file():
         shutil.copy(settings, folder)
