@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mmdit.runtime.architecture import architecture, capability, on_gpu
-from mmdit.runtime.prebuilt import FOLDER
 
 FUSED = os.environ.get("MMDIT_FUSED", "1") != "0"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 UNCHECKED = os.environ.get("MMDIT_UNCHECKED", "0") == "1"
+FOLDER = os.environ.get("MMDIT_KERNELS") or None  # of kernels compiled ahead of time
 MIN_CAPABILITY = (8, 0)
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INTERPRETER_DTYPES = (torch.float32, torch.float16)  # its bf16 arithmetic is not right

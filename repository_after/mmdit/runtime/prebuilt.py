@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import KernelsError
+from mmdit.runtime.dispatch import FOLDER
 from mmdit.runtime.driver import (
     COOPERATIVE,
     PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -29,7 +30,6 @@ from mmdit.runtime.driver import (
     system_driver,
 )
 
-FOLDER = os.environ.get("MMDIT_KERNELS") or None
 FALLBACK = os.environ.get("MMDIT_KERNELS_FALLBACK", "0") == "1"
 FORMAT = 1  # of the manifest
 MANIFEST = "manifest.json"
