@@ -14,7 +14,7 @@ from evaluation.suite.run import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "tests"
-TIMEOUT_SECONDS = 900.0
+TIMEOUT_SECONDS = 1800.0
 
 EXIT_CODES = """\
 exit code:

@@ -28,7 +28,7 @@ BROKEN_RUNS = {
     "exits-1": (INIT, "import os\ndef area(_): os._exit(1)", FailureKind.NO_REPORT, "exit code 1 in the middle"),
     "exits-77": (INIT, "import os\ndef area(_): os._exit(77)", FailureKind.CRASHED, "unknown exit code 77"),
     "dies": (INIT, "import os\ndef area(_): os.kill(os.getpid(), 11)", FailureKind.CRASHED, "signal 11"),
-    "hangs": (INIT, "def area(_):\n    while True: pass", FailureKind.TIMEOUT, "did not end within 3 s"),
+    "hangs": (INIT, "def area(_):\n    while True: pass", FailureKind.TIMEOUT, "did not end within 6 s"),
     "stops-early": (CONFTEST, "def pytest_runtest_logfinish(): 1 / 0", FailureKind.INTERNAL_ERROR, "internally"),
     "changes-code": (
         CONFTEST,
