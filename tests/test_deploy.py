@@ -92,8 +92,10 @@ def test_ops_stay_whole_in_an_exported_graph_and_come_apart_on_request(mmdit: Mo
 
 @pytest.mark.parametrize(
     ("opset", "dtype", "options"),
-    [(18, "float32", ["--external-data", "--mask"]), (23, "float16", ["--mask", "--positions"])],
-    ids=["18-float32-external", "23-float16"],
+    [
+        pytest.param(*(18, "float32", ["--external-data", "--mask"]), id="18-float32-external", marks=pytest.mark.slow),
+        pytest.param(23, "float16", ["--mask", "--positions"], id="23-float16"),
+    ],
 )
 def test_the_onnx_command_writes_a_checked_model_with_its_metadata(
     mmdit: ModuleType, tmp_path: Path, opset: int, dtype: str, options: list[str], capsys: pytest.CaptureFixture[str]
