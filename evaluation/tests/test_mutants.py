@@ -3,7 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -78,7 +78,12 @@ def mutate(mutant: Mutant, folder: Path) -> Path:
     return tree
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def every_third_is_quick() -> list[Any]:
+    marks = [() if n % 3 == 0 else pytest.mark.slow for n in range(len(MUTANTS))]
+    return [pytest.param(mutant, id=mutant.name, marks=mark) for mutant, mark in zip(MUTANTS, marks, strict=True)]
+
+
+@pytest.mark.parametrize("mutant", every_third_is_quick())
 def test_a_test_fails_on_the_mutant(mutant: Mutant, tmp_path: Path):
     report_file = tmp_path / "pytest.json"
     done = run_bounded(
