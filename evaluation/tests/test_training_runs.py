@@ -3,67 +3,19 @@
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from evaluation.store.errors import CheckpointMismatch
+from evaluation.tests.training_run import CONFIG, TREE, Start, assert_same_bits, bits, starting  # noqa: F401  a fixture
 from evaluation.training.config import TrainingConfig
 from evaluation.training.equalities import check
-from evaluation.training.errors import Diverged, ResumeError, StepFailed, TrainingError
-from evaluation.training.network import FlowNetwork
 from evaluation.training.process import deterministic, train_tree
 from evaluation.training.state import State
-from evaluation.training.tasks import FlowBatch
 from evaluation.training.trainer import METRICS, How, Trainer, share
-
-TREE = Path(__file__).resolve().parents[2] / "repository_before"
-CONFIG = TrainingConfig(
-    steps=6,
-    batch=8,
-    dim=16,
-    heads=2,
-    feed_forward=16,
-    layers=1,
-    dropout=0.1,
-    learning_rate=3e-3,
-    dtype="float32",
-    seed=0,
-)
-
-Start = Callable[..., Trainer]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Begins a run on the vanilla tree in a named folder; one thread, as more only wait for each other."""
-    monkeypatch.syspath_prepend(str(TREE))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def begin(folder: str = "run", make: Callable[..., nn.Module] | None = None, **changes: object) -> Trainer:
-        how = {name: changes.pop(name) for name in ("trace", "checkpoint_every") if name in changes}
-        config = TrainingConfig.model_validate(CONFIG.model_dump() | changes)
-        return Trainer(config, How(tmp_path / folder, samples=20, **how), make)
-
-    yield begin
-    torch.set_num_threads(threads)
-
-
-def bits(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in trainer.state.tensors().items()}
-
-
-def assert_same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 @pytest.mark.parametrize(
@@ -220,82 +172,3 @@ def test_autocast_takes_products_in_bfloat16_of_weights_in_fp32(start: Start) ->
     trainer.step()
     assert seen == [torch.bfloat16]
     assert {w.dtype for w in trainer.state.weights} == {torch.float32}
-
-
-def spoilt(mmdit: ModuleType, config: TrainingConfig, how: Callable[[FlowNetwork], object]) -> nn.Module:
-    network = FlowNetwork(mmdit, config)
-    how(network)
-    return network
-
-
-def scale_output(network: FlowNetwork, by: float) -> None:
-    network.tokens_out.register_forward_hook(lambda *a: a[-1] * by)
-
-
-def scale_gradient(network: FlowNetwork, by: float) -> None:
-    network.time.weight.register_hook(lambda g: g * by)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(start: Start) -> None:
-    trainer = start(make=partial(spoilt, how=partial(scale_output, by=float("nan"))))
-    with pytest.raises(
-        Diverged, match=r"step 0: the loss is nan, .* it is the first step; .* no checkpoint was written"
-    ):
-        trainer.run()
-
-
-def test_a_gradient_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(start: Start) -> None:
-    trainer = start()
-    trainer.run(until=2)
-    before = bits(trainer)
-    scale_gradient(trainer.network, float("inf"))
-    with pytest.raises(Diverged) as stop:
-        trainer.run()
-    for part in (
-        "step 2: the loss is",
-        f"before was {trainer.losses[1]}",
-        "not finite: 1 of",
-        "the first of time.weight",
-    ):
-        assert part in str(stop.value)
-    assert "the checkpoint is of step 2" in str(stop.value)
-    same = {name: t for name, t in bits(trainer).items() if not name.startswith("random.")}
-    assert_same_bits(same, {name: before[name] for name in same})
-
-
-def test_a_step_that_raises_tells_how_its_batch_lay(start: Start) -> None:
-    def narrow(network: FlowNetwork) -> None:
-        network.tokens_out.register_forward_hook(lambda *a: a[-1][..., :1])
-
-    trainer = start(make=partial(spoilt, how=narrow))
-    with pytest.raises(StepFailed) as stop:
-        trainer.run()
-    assert "step 0: ValueError: the network's output: expected (8, 16, 4), got (8, 16, 1)" in str(stop.value)
-    assert "the batch: float32 (8, 16, 4), strides (64, 4, 1); float32 (8,), strides (1,)" in str(stop.value)
-    assert len(FlowBatch._fields) == str(stop.value).count("strides")
-
-
-def test_weights_in_the_memory_of_others_are_refused(start: Start) -> None:
-    def tie(network: FlowNetwork) -> None:
-        network.letter.weight = nn.Parameter(network.label.weight.detach()[2:7])
-        network.norm.bias = nn.Parameter(torch.zeros(1).expand(16))
-
-    with pytest.raises(TrainingError) as stop:
-        start(make=partial(spoilt, how=tie))
-    assert "letter.weight lies in the memory of label.weight" in str(stop.value)
-    assert "norm.bias: elements share memory: float32 (16,), strides (0,)" in str(stop.value)
-
-
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(start: Start) -> None:
-    trainer = start()
-    trainer.run(until=1)
-    with pytest.raises(ResumeError, match=r"learning_rate: 0.003 there, 0.1 asked for; seed: 0 there, 1 asked for"):
-        start(seed=1, learning_rate=0.1).resume()
-    with pytest.raises(CheckpointMismatch, match=r"network.tokens_in.weight: expected shape \(8, 4\), got \(16, 4\)"):
-        start(dim=8).resume()
-    shutil.copytree(trainer.how.folder, trainer.how.folder.with_name("other"))
-    with pytest.raises(ResumeError, match="began with other weights"):
-        start("other", make=lambda *a: spoilt(*a, how=lambda n: nn.init.zeros_(n.place))).resume()
-    trainer.metrics.write_text("")
-    with pytest.raises(ResumeError, match="expected a line for each of 1 steps, got 0"):
-        start().resume()
