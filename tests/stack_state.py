@@ -23,12 +23,13 @@ from tests.cases import Shape
 from tests.numerics import TOLERANCE, assert_close, relative_l2
 from tests.stack_dispatch import (
     CASE,
-    HALF_TOLERANCE,
     STACK_KERNELS,
     TILED,
+    WIDER,
     assert_right,
     by_pytorch,
     drawn,
+    in_double,
     run,
     takes_modules,
 )
@@ -64,20 +65,21 @@ def explain_tells_the_rows_tier_and_why(name: str, seed: int) -> None:
 
 
 def a_dtype_without_kernels_takes_the_modules(dtype: torch.dtype, seed: int) -> None:
-    case = replace(CASE, dtype=dtype)
+    case = replace(WIDER, dtype=dtype)
     stack, inputs = drawn(case, seed)
     with torch.no_grad():
-        takes_modules(case, stack, lambda: stack(**inputs), str(dtype), TOLERANCE.get(dtype, HALF_TOLERANCE))
+        exact = None if dtype in TOLERANCE else in_double(stack, inputs)
+        takes_modules(case, lambda: stack(**inputs), str(dtype), TOLERANCE.get(dtype, 0.0), exact)
 
 
 def norms_kept_in_fp32_take_the_modules(seed: int) -> None:
-    case = replace(CASE, dtype=torch.float16)
+    case = replace(WIDER, dtype=torch.float16)
     stack, inputs = drawn(case, seed)
     for module in stack.modules():
         if isinstance(module, import_module("mmdit").RMSNorm):
             module.float()
     with torch.no_grad():
-        takes_modules(case, stack, lambda: stack(**inputs), "dtype", HALF_TOLERANCE)
+        takes_modules(case, lambda: stack(**inputs), "dtype", exact=in_double(stack, inputs))
 
 
 def transposed_weights_take_the_modules(seed: int) -> None:
@@ -86,7 +88,7 @@ def transposed_weights_take_the_modules(seed: int) -> None:
         weight = layer.cross_attn.to_out[0].weight
         weight.data = weight.data.mT.contiguous().mT
     with torch.no_grad():
-        takes_modules(CASE, stack, lambda: stack(**inputs), "not contiguous", TOLERANCE[torch.float32])
+        takes_modules(CASE, lambda: stack(**inputs), "not contiguous")
 
 
 COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -115,10 +117,11 @@ def a_used_stack_may_be_cast(seed: int) -> None:
     stack, inputs = drawn(TILED, seed)
     with torch.no_grad():
         run(lambda: stack(**inputs))
-        for dtype, tolerance in ((torch.float16, HALF_TOLERANCE), (torch.float32, TOLERANCE[torch.float32])):
+        for dtype in (torch.float16, torch.float32):
             stack.to(dtype)
             cast = {name: None if t is None else t.to(dtype) for name, t in inputs.items()}
-            ran = assert_right(lambda cast=cast: stack(**cast), tolerance)
+            exact = in_double(stack, cast) if dtype == torch.float16 else None
+            ran = assert_right(lambda cast=cast: stack(**cast), exact=exact)
             assert ran.launches == launches_of(TILED, False)
             assert ran.output.x_out.dtype == dtype
 

@@ -161,7 +161,7 @@ def _command(copy: Instrumented, quick: bool, role: Role, report_file: Path) -> 
         *("--json-report", f"--json-report-file={report_file}"),
         *("--json-report-omit", "log", "streams", "warnings", "keywords", "traceback"),
         *(["--quick"] if quick else []),
-        *(["--tb=no"] if role == "before" else []),
+        "--tb=no" if role == "before" else "--tb=short",
     ]
 
 
