@@ -83,11 +83,11 @@ def subclassed_linear(stack: nn.Module) -> None:
 
 
 def set_eps(stack: nn.Module) -> None:
-    stack.layers[1].cross_attn.rms_norm_q.eps = 0.5
+    stack.layers[1].cross_attn.rms_norm_q.eps = 8.0
 
 
 def replace_norm(stack: nn.Module) -> None:
-    stack.layers[1].cross_attn.c_rms_norm_k = import_module("mmdit").RMSNorm(stack.config.dim_base, 0.5)
+    stack.layers[1].cross_attn.c_rms_norm_k = import_module("mmdit").RMSNorm(stack.config.dim_base, 8.0)
 
 
 def own_forward(stack: nn.Module) -> None:
@@ -212,7 +212,7 @@ def altered(alter: Callable[[nn.Module], Any], used: bool, case: Case, precision
         alter(stack)
         ran = assert_right(lambda: stack(**inputs), precision=precision)
     differences = [relative_l2(now, then.double()) for now, then in zip(ran.output, before, strict=True)]
-    assert max(differences) > 1e-3, "the alteration changes nothing"
+    assert max(differences) > 10 * TOLERANCE[torch.float32], "the alteration changes nothing"
     return ran
 
 
