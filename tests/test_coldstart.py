@@ -25,6 +25,7 @@ def test_cubins_are_measured_without_a_compiler_and_with_empty_caches(
     assert os.environ["MMDIT_FUSED"] == "0"
 
 
+@pytest.mark.slow
 def test_a_process_is_measured_to_its_first_result(mmdit: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert import_module("mmdit.deploy.coldstart").main(["--device", "cpu", "--way", "eager", "--rounds", "1"]) == 0
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")

@@ -25,7 +25,10 @@ AT_ONCE = ("hook", "eps-set", "one-more-part", "parametrized", "layer-of-other-h
 
 def whens(names: Iterable[str]) -> list[object]:
     at_once = [pytest.param(name, False, id=f"{name}-at-once") for name in names if name in AT_ONCE]
-    return at_once + [pytest.param(name, True, id=f"{name}-after-a-call") for name in names]
+    return at_once + [
+        pytest.param(name, True, id=f"{name}-after-a-call", marks=[pytest.mark.slow] if name in AT_ONCE else [])
+        for name in names
+    ]
 
 
 @pytest.mark.parametrize("case", TILES, ids=str)
@@ -119,6 +122,7 @@ def test_a_used_stack_is_freed_when_it_is_forgotten(interpreted: Interpreted, se
     interpreted(stack_state.a_used_stack_is_freed, seed)
 
 
+@pytest.mark.slow
 def test_a_compiled_stack_is_whole_and_right(interpreted: Interpreted, seed: int) -> None:
     interpreted(stack_state.a_compiled_stack_is_whole_and_right, seed)
 

@@ -8,6 +8,7 @@ import torch
 
 from tests import rows_tier
 from tests.cases import TARGET, Shape
+from tests.quick import slow_unless
 from tests.rows_tier import KINDS, SMALL, STARTS, VARIANTS
 
 pytestmark = pytest.mark.upgrade
@@ -80,23 +81,32 @@ def test_registered_ops_pass_opcheck(run: Run, op: str) -> None:
     run(rows_tier.ops_pass_opcheck, op)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"),
+    slow_unless(
+        lambda kind, shape, dtype: shape.length < 37 or (kind, dtype) == ("cross", torch.float32),
+        product(KINDS, SHAPES, DTYPES),
+    ),
+    ids=str,
+)
 def test_layers_match_the_oracle_and_launch_one_kernel_between_products(
     run: Run, kind: str, shape: Shape, dtype: torch.dtype
 ) -> None:
     run(rows_tier.layers_match_the_oracle, kind, shape, dtype, None, "none", False)
 
 
-@pytest.mark.parametrize("start", ["int", "spaced-tensor"])
-@pytest.mark.parametrize("mask", [None, "empty-rows-and-columns", "padding"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "mask", "start"),
+    slow_unless(
+        lambda kind, mask, start: kind == "cross" or (mask, start) == ("padding", "int"),
+        product(KINDS, (None, "empty-rows-and-columns", "padding"), ("int", "spaced-tensor")),
+    ),
+)
 def test_layers_with_masks_and_positions_match_the_oracle(run: Run, kind: str, mask: str | None, start: str) -> None:
     run(rows_tier.layers_match_the_oracle, kind, SMALL, torch.float32, mask, start, False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_unless(lambda kind: kind == "cross", KINDS))
 def test_layers_compile_whole_and_keep_their_kernels(run: Run, kind: str) -> None:
     run(rows_tier.layers_match_the_oracle, kind, SMALL, torch.float32, None, "int", True)
 

@@ -11,6 +11,7 @@ import torch
 
 from tests import training_tier
 from tests.cases import Shape
+from tests.quick import slow_unless
 from tests.tiles_tier import Case
 
 pytestmark = pytest.mark.upgrade
@@ -36,9 +37,14 @@ CASES = [
     (Case("cross", Shape(2, 7, 5, 1, 16), *FP32, variant="expanded"), "none"),
     (Case("cross", ONE, *FP32, variant="y-of-rank-3"), "none"),
 ]
+FROZEN = ("last-layer", "a-bias", "modulation", "x")
 
 
-@pytest.mark.parametrize(("case", "recompute"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "recompute"),
+    slow_unless(lambda case, recompute: case.variant == "plain" and case.layers < 3, CASES),
+    ids=str,
+)
 def test_every_gradient_matches_the_oracle(run: Run, case: Case, recompute: str) -> None:
     run(training_tier.gradients_match_the_oracle, case, recompute, False)
 
@@ -62,7 +68,7 @@ def test_dropout_without_gradients_drops_the_same(run: Run) -> None:
     run(training_tier.dropout_without_gradients_is_the_same, Case("cross", ONE, *FP32))
 
 
-@pytest.mark.parametrize("which", ["last-layer", "a-bias", "modulation", "x"])
+@pytest.mark.parametrize("which", slow_unless(lambda which: which in ("a-bias", "x"), FROZEN))
 def test_what_is_frozen_costs_nothing(run: Run, which: str) -> None:
     run(training_tier.frozen_weights_cost_nothing, which)
 
