@@ -150,7 +150,8 @@ def gradients_match_the_oracle(case: Case, device: str, seed: int) -> None:
         explanation = import_module("mmdit").explain(call.run)
     assert any("backward" in name for name in explanation.launches), str(explanation)
     assert_accurate(call.values(), call.truth, case.dtype, negligible=0.0)
-    torch.testing.assert_close(call.lse[..., case.there].double(), call.true_lse(), rtol=1e-6, atol=1e-5)
+    # Columns of padding count 1 each and are taken off again: a few roundings of up to 128 in a sum of 1 and more.
+    torch.testing.assert_close(call.lse[..., case.there].double(), call.true_lse(), rtol=1e-6, atol=2e-5)
 
 
 def two_runs_give_the_same_bits(case: Case, device: str, seed: int) -> None:

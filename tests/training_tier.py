@@ -25,6 +25,9 @@ from tests.numerics import Values, assert_accurate, evaluate
 from tests.rows_tier import collected
 from tests.tiles_tier import Case, Inputs, draw_call, draw_stack, fp32_products
 
+# Where a key takes nearly all of a row, dP - sum(dO * O) cancels, as in any backward that starts from the output: with
+# five keys, one draw in a hundred has these gradients 1e-5 off (numerics.errors counts them among all gradients).
+CANCELLING = "rms_norm_"
 TINY = Shape(1, 3, 2, 2, 16)
 WEIGHTS = ("attention_weights_kernel", "mlp_weights_kernel")
 
@@ -73,7 +76,7 @@ def an_obstacle_sends_a_step_to_the_modules(what: str, device: str, seed: int) -
     assert reason in told[0][1], str(explanation)
     assert all(t.isfinite().all() for t in got.gradients.values())
     if not drawn.stack.training:
-        assert_accurate(got, truth_of(case, drawn), torch.float32)
+        assert_accurate(got, truth_of(case, drawn), torch.float32, cancelling=CANCELLING)
 
 
 def an_unknown_recompute_is_refused(device: str, seed: int) -> None:
@@ -134,7 +137,7 @@ def gradients_match_the_oracle(case: Case, recompute: str, as_block: bool, devic
     assert all(torch.equal(t, before[name]) for name, t in drawn.inputs.items()), "an input was written to"
     for name, parameter in drawn.stack.named_parameters():
         assert got.gradients[name].dtype == parameter.dtype, name
-    assert_accurate(got, truth_of(case, drawn), case.dtype)
+    assert_accurate(got, truth_of(case, drawn), case.dtype, cancelling=CANCELLING)
 
 
 def two_runs_give_the_same_bits(case: Case, recompute: str, device: str, seed: int) -> None:
@@ -165,7 +168,7 @@ def dropout_is_replayed(case: Case, p: float, recompute: str, checkpointed: bool
     masks = dropout_masks(case, seeds, p)
     dropped = torch.cat([t.flatten() == 0 for layer in masks for t in layer]).double().mean().item()
     assert abs(dropped - p) < 0.1, dropped
-    assert_accurate(got, truth_of(case, drawn, masks), case.dtype)
+    assert_accurate(got, truth_of(case, drawn, masks), case.dtype, cancelling=CANCELLING)
     torch.manual_seed(seed)
     with torch.no_grad(), fp32_products("high"):
         drawn.stack(**drawn.inputs, **drawn.options)
