@@ -13,7 +13,7 @@ from evaluation.judge.clock import clock_problem, floor_problem
 from evaluation.judge.compare import rounding_of
 from evaluation.judge.draw import draw
 from evaluation.judge.intervals import compare, noise_floor, ratio_of
-from evaluation.judge.speed_cases import Device, Plan, least_seconds
+from evaluation.judge.speed_cases import Device, Plan, work_of
 from evaluation.judge.speed_record import (
     CONFIDENCE,
     Interval,
@@ -111,11 +111,13 @@ class _Case:
     failures: list[Failure] = field(default_factory=list)
 
     def judged(self) -> SpeedCase:
-        least = least_seconds(self.plan.case, self.told.rates)
+        work = work_of(self.plan.case, self.told.rates)
+        least = work and work.least_seconds
         self.check(least)
         timed = tuple(self.timed(facts.worker, facts.contender) for facts in self.told.contenders)
         path, own = self.path()
-        facts = {"name": self.told.name, "least_seconds": least, "path": path, "own_kernels": own, "contenders": timed}
+        facts = {"name": self.told.name, "least_seconds": least, "work": work, "path": path}
+        facts |= {"own_kernels": own, "contenders": timed}
         beside = self.turns("beside", "before")
         whole = [name for name in self.names("after") if len(self.turns("beside", "after", name)) == self.plan.rounds]
         why = [each.message for each in (*self.failures, *self.raw.failures)]

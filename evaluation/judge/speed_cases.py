@@ -6,7 +6,7 @@ from typing import Literal
 from evaluation.bench.floor import count_bytes, count_operations
 from evaluation.bench.stack_record import StackCase
 from evaluation.judge.case import Case, Sizes
-from evaluation.judge.speed_record import Rates
+from evaluation.judge.speed_record import Rates, Work
 
 Device = Literal["cpu", "cuda"]
 
@@ -44,8 +44,8 @@ def known_plans() -> dict[str, Plan]:
     return {plan.case.name: plan for device in BASELINES for quick in (True, False) for plan in plans(device, quick)}
 
 
-def least_seconds(case: Case, rates: Rates) -> float | None:
-    """What a call cannot be faster than: its operations and its bytes at the machine's rates; None: not known."""
+def work_of(case: Case, rates: Rates) -> Work | None:
+    """What a call cannot do without, on a machine of these rates; None: not known."""
     if case.kind != "stack" or case.mode != "inference":
         return None
     sizes = case.sizes
@@ -60,5 +60,4 @@ def least_seconds(case: Case, rates: Rates) -> float | None:
         feed_forward=sizes.feed_forward,
         layers=sizes.layers,
     )
-    by_operations = count_operations(stack) / rates.operations_per_s
-    return max(by_operations, count_bytes(stack) / rates.bytes_per_s if rates.bytes_per_s else 0.0)
+    return Work(operations=count_operations(stack), moved_bytes=count_bytes(stack), rates=rates)

@@ -75,6 +75,19 @@ class Rates(Record):
     bytes_per_s: float | None
 
 
+class Work(Record):
+    """What a call cannot do without, on a machine of these rates."""
+
+    operations: int = Field(gt=0, description="of its matrix products, two for each multiply-add")
+    moved_bytes: int = Field(gt=0, description="weights and inputs read once, outputs written once, nothing between")
+    rates: Rates
+
+    @property
+    def least_seconds(self) -> float:
+        by_bytes = self.moved_bytes / self.rates.bytes_per_s if self.rates.bytes_per_s else 0.0
+        return max(self.operations / self.rates.operations_per_s, by_bytes)
+
+
 class RawCase(Record):
     """`calls` a turn, `rounds` in each phase."""
 
@@ -124,6 +137,7 @@ class SpeedCase(Record):
     same: tuple[Interval, ...] = Field(description="before over a second before, and before alone over beside after")
     noise_floor: float | None = Field(description="the ratio that a difference has to beat")
     least_seconds: float | None = Field(description="what no machine like this can beat; null: not known")
+    work: Work | None = Field(description="what the least seconds are of; null: not known")
     path: Path = Field(description="whether after's kernels are its own; of a GPU only")
     own_kernels: tuple[str, ...] = Field(description="kernels of after's that before never launches")
     contenders: tuple[Timed, ...]

@@ -13,7 +13,7 @@ from evaluation.suite.probe import Device, Machine
 from evaluation.suite.result import CaseResult, Evidence, Failure, NotRun, Record
 from evaluation.suite.run import Isolation
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 Demand = Literal["speed"]
 Status = Literal["pass", "fail", "inconclusive", "not_measured"]
@@ -134,7 +134,7 @@ class Report(Record):
     """One evaluation. `success` is true exactly when `error` is null and `failures` is empty."""
 
     model_config = ConfigDict(json_schema_extra=conditions(when("success", [True], _SUCCESS, _NO_SUCCESS)))
-    schema_version: Literal["1.2"] = SCHEMA_VERSION
+    schema_version: Literal["1.3"] = SCHEMA_VERSION
     run_id: str
     started_at: datetime
     finished_at: datetime

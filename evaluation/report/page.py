@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.report.explain import read_report
 from evaluation.report.models import Report
+from evaluation.report.page_roofline import roofline
 from evaluation.report.page_speed import speed_rows
 from evaluation.report.schema import validate
 from evaluation.report.write import write_atomically
@@ -44,6 +45,7 @@ def render_page(report: Report, histories: Sequence[History] = ()) -> str:
         tone=tone,
         reason=document["error"] or document["comparison"]["improvement_summary"],
         speed=speed_rows(document["speed"]),
+        roofline=roofline(document["speed"]),
         numerics=numerics,
         shown=max(_FEW, sum(row["status"] == "fail" for row in numerics)),
         tests=_counts(results),

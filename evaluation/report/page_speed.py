@@ -29,7 +29,7 @@ def _row(case: Json) -> Json:
         "host_ratio": _interval(case["host_ratio"]),
         "noise": "" if case["noise_floor"] is None else f"{case['noise_floor']:.3g}",
         "of_floor": f"{100 * least / took:.0f}%" if least and took else "not known",
-        "memory": " / ".join(map(_megabytes, (before, after))) if before and after else "",
+        "calls": _calls(case),
         "bars": [_bar(each, shortest, longest) for each in sorted(timed, key=lambda each: -each["median_seconds"])],
         "begin": f"the floor, {_time(least)}" if least else _time(shortest),
         "kernels": [{"name": k["name"], "text": _time(k["seconds"])} for k in (after and after["kernels"]) or ()],
@@ -79,8 +79,21 @@ def _milliseconds(timed: Json | None) -> str:
     return f"{1e3 * timed['median_seconds']:.4g}" if timed and timed["median_seconds"] else ""
 
 
-def _megabytes(timed: Json) -> str:
-    return "not known" if timed["peak_bytes"] is None else f"{timed['peak_bytes'] / 1e6:.1f} MB"
+def _calls(case: Json) -> list[Json]:
+    """Each way to call either tree: the memory of a call, how long the first one took, or why there is none."""
+    ways = [each for each in case["contenders"] if each["worker"] != "again"]
+    most = max((each["peak_bytes"] or 0 for each in ways), default=0)
+    return [
+        {
+            "label": f"{each['worker']}: {each['contender']}",
+            "role": each["worker"],
+            "memory": "not known" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.4g} MB",
+            "width": round(100 * (each["peak_bytes"] or 0) / most, 1) if most else 0.0,
+            "first": "" if each["first_call_seconds"] is None else f"{each['first_call_seconds']:.3g} s",
+            "unmeasured": each["unmeasured"] or "",
+        }
+        for each in ways
+    ]
 
 
 def _time(seconds: float) -> str:

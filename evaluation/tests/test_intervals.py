@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.judge.clock import floor_problem
 from evaluation.judge.intervals import compare, noise_floor, ratio_of
-from evaluation.judge.speed_cases import known_plans, least_seconds, plans
+from evaluation.judge.speed_cases import known_plans, plans, work_of
 from evaluation.judge.speed_record import CONFIDENCE, Interval, Rates, Turn
 
 ROUNDS, CALLS, NOISE, DRIFT = 20, 2, 0.03, 0.03
@@ -87,9 +87,9 @@ def test_every_interval_has_to_beat_the_floor():
 
 def test_what_a_machine_cannot_do_is_noticed():
     (plan,) = plans("cpu", quick=True)
-    least = least_seconds(plan.case, Rates(operations_per_s=1e9, bytes_per_s=None))
+    least = work_of(plan.case, Rates(operations_per_s=1e9, bytes_per_s=None)).least_seconds
     assert 0.1 < least < 0.5  # 0.25 GFLOP
-    assert least_seconds(plan.case, Rates(operations_per_s=1e9, bytes_per_s=1e6)) > least
+    assert work_of(plan.case, Rates(operations_per_s=1e9, bytes_per_s=1e6)).least_seconds > least
     told = {"phase": "beside", "round": 0, "worker": "after", "contender": "eager", "host_seconds": 1, "sums": ()}
     turn = Turn(**told, forms=(), seconds=(least / 2, least / 2))
     assert "takes this machine at least" in floor_problem([turn], least)

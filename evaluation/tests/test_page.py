@@ -15,48 +15,16 @@ from jsonschema import ValidationError
 
 from evaluation.judge.record import CaseNumbers, Measure, Numerics, NumericsRun
 from evaluation.judge.scan import Finding
-from evaluation.judge.speed_record import Interval, Kernel, Speed, SpeedCase, Timed
 from evaluation.report.models import Report
 from evaluation.report.page import main, render_page
 from evaluation.report.write import write_record
 from evaluation.store.forms import History, HistoryPoint
 from evaluation.suite.result import CaseResult, Failure, FailureKind, NotRun
+from evaluation.tests.h200_report import h200_report, h200_speed
 
 DARK, LIGHT = (f"--blink-settings=preferredColorScheme={number}" for number in (0, 1))
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SCRIPT = "<script>document.title = 'forged'</script>"
-
-
-def timed(worker: str, contender: str, seconds: float, **more: object) -> Timed:
-    rounds = tuple(tuple(seconds * (1 + (n * m % 7) / 50) for m in range(16)) for n in range(12))
-    return Timed(worker=worker, contender=contender, median_seconds=seconds, rounds=rounds, **more)
-
-
-def speed(outcome: str = "faster") -> Speed:
-    ratio = Interval(ratio=8.62, low=8.4, high=8.8)
-    kernels = (Kernel(name="_tiles_kernel", seconds=3e-6), Kernel(name="copy", seconds=1e-6))
-    contenders = (
-        timed("before", "eager", 0.025, peak_bytes=1_200_000),
-        timed("again", "eager", 0.025),
-        timed("before", "max_autotune", 0.001, peak_bytes=1_200_000),
-        timed("after", "graph", 0.000116, peak_bytes=700_000, kernels=kernels),
-    )
-    case = SpeedCase(
-        name="stack-B1-bfloat16",
-        outcome=outcome,
-        why=None,
-        baseline="max_autotune",
-        contender="graph",
-        ratio=ratio,
-        host_ratio=ratio,
-        same=(),
-        noise_floor=1.03,
-        least_seconds=0.00006,
-        path="fused",
-        own_kernels=("_tiles_kernel",),
-        contenders=contenders,
-    )
-    return Speed(what="fused", why=None, confidence=0.95, cases=(case,))
 
 
 def numbers() -> Numerics:
@@ -93,7 +61,7 @@ def failing(passing: Report) -> Report:
         "success": False,
         "error": f"after: contract_failed: {SCRIPT}",
         "numerics": numbers(),
-        "speed": speed(),
+        "speed": h200_speed(),
         "findings": (finding,),
     }
     return passing.model_copy(update=changes)
@@ -124,9 +92,12 @@ def test_the_verdict_and_its_reason_come_first(passing: Report, failing: Report)
 def test_the_page_says_what_the_report_does(failing: Report):
     said = text_of(render_page(failing, [history()]))
     for part in (
-        "✓ faster 1 0.116 8.62 [8.4, 8.8] 8.62 [8.4, 8.8] 1.03 52% 1.2 MB / 0.7 MB fused",
-        "2 kernels that after launches, 1 of its own",
-        "the floor, 60 us; logarithmic",
+        "✓ faster 0.988 0.1174 8.44 [7.78, 8.45] 8.44 [7.78, 8.45] 1.09 3% fused",
+        "5 kernels that after launches, 5 of its own",
+        "the floor, 3.473 us; logarithmic",
+        "after: graph 69.21 MB 0.9 s before: compiled not known BackendCompilerFailed",
+        "6543 operations per byte, under 750 TFLOP/s, by operations called as done of the roof after: graph, compared "
+        "205 TFLOP/s 27.4%",
         "✗ fail : x_out is too far x_out 0.003 0.001 300% 300%",
         "contract 2 passed, 1 not run 1200 passed, 1 failed",
         "✗ failed on after: tests/test_x.py::test_wrong (contract)",
@@ -146,7 +117,7 @@ def test_what_was_not_measured_is_said(passing: Report):
 
 
 def test_a_page_is_small_whole_and_asks_for_nothing(failing: Report, passing: Report):
-    for report in (failing, passing):
+    for report in (failing, passing, h200_report(passing)):
         page = render_page(report, [history()])
         assert len(page.encode()) < 1_000_000
         assert SCRIPT not in page

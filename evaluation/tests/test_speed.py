@@ -10,7 +10,7 @@ from rich.console import Console
 
 from evaluation.judge import same, speed
 from evaluation.judge.speed import Judged, judge_speed_again, keep_raw
-from evaluation.judge.speed_record import ContenderFacts, Kernel, RawSpeed, Turn
+from evaluation.judge.speed_record import ContenderFacts, Kernel, Rates, RawSpeed, Turn, Work
 from evaluation.judge.turns import Values
 from evaluation.report.speed_axis import speed_axis
 from evaluation.suite.result import Failure, FailureKind, GraderError
@@ -174,7 +174,8 @@ class TestDefencesSwitchedOff:
             return {"seconds": (1e-9,) * 2, "host_seconds": 1e-8} if turn.worker == "after" else {}
 
         raw, folder = run("as it is")
-        monkeypatch.setattr(speed, "least_seconds", lambda *_: 1e-6)
+        slow = Rates(operations_per_s=1e15, bytes_per_s=None)
+        monkeypatch.setattr(speed, "work_of", lambda *_: Work(operations=10**9, moved_bytes=1, rates=slow))
         failures = judged(changed(raw, impossible), folder)[1]
         assert [each.kind for each in failures] == [FailureKind.SPEED_FORGED]
         assert "takes this machine at least 1e-06 s" in failures[0].message

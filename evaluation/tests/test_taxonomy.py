@@ -51,6 +51,7 @@ CASE = dict.fromkeys(("baseline", "contender"), "eager") | {
     "same": [],
     "noise_floor": 1.0,
     "least_seconds": None,
+    "work": None,
     "path": "fused",
     "own_kernels": [],
     "contenders": [],
