@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from evaluation.judge.speed_record import SpeedCase
+from evaluation.judge.speed_record import Speed, SpeedCase
 from evaluation.report.models import Report, TreeResults, TreeSection
 from evaluation.store.catalogue import Catalogue
 from evaluation.store.errors import StoreError
@@ -39,7 +39,8 @@ def earlier(store: Store, report: Report) -> list[History]:
     except StoreError:  # it can always be made anew
         index = store.reindex()
     like = likeness("evaluate", report.environment, _flags(report))
-    metrics = [f"speed/{case.name}/ratio" for case in report.speed.cases] + ["after/numerics/worst_share", "seconds"]
+    ratios = [f"{_named(case, report.speed)}/ratio" for case in report.speed.cases]
+    metrics = [*ratios, "after/numerics/worst_share", "seconds"]
     found = []
     try:
         for metric in metrics:
@@ -88,7 +89,7 @@ def verdict_metrics(report: Report) -> dict[str, float]:
         if shares:
             found[f"{role}/numerics/worst_share"] = max(shares.values())
     for case in report.speed.cases:
-        found |= _speed(case)
+        found |= {f"{_named(case, report.speed)}/{name}": value for name, value in _speed(case).items()}
     return found
 
 
@@ -97,19 +98,25 @@ def round_medians(report: Report) -> list[dict[str, float]]:
     rounds: list[dict[str, float]] = []
     for case in report.speed.cases:
         for timed in case.contenders:
-            name = f"speed/{case.name}/{timed.worker}/{timed.contender}/seconds"
+            name = f"{_named(case, report.speed)}/{timed.worker}/{timed.contender}/seconds"
             for number, seconds in enumerate(timed.rounds):
                 rounds += [{}] if number == len(rounds) else []
                 rounds[number][name] = median(seconds)
     return rounds
 
 
-def _speed(case: SpeedCase) -> dict[str, float | None]:
+def _named(case: SpeedCase, speed: Speed) -> str:
+    """What a case's metrics begin with: one name for the fused path, another for what after does without it."""
+    fell_back = speed.what == "fallback" or case.path == "fallback"
+    return f"{'fallback' if fell_back else 'speed'}/{case.name}"
+
+
+def _speed(case: SpeedCase) -> dict[str, float]:
     found: dict[str, float | None] = {"noise_floor": case.noise_floor, "least_seconds": case.least_seconds}
     found["ratio"] = case.ratio and case.ratio.ratio
     for timed in case.contenders:
         found[f"{timed.worker}/{timed.contender}/peak_bytes"] = timed.peak_bytes
-    return {f"speed/{case.name}/{name}": value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _flags(report: Report) -> dict[str, Scalar]:

@@ -9,11 +9,14 @@ from evaluation import api, evaluate
 from evaluation.report.models import Report
 from evaluation.store.catalogue import Catalogue
 from evaluation.store.errors import StoreError
+from evaluation.store.history import history
 from evaluation.store.store import Store
 from evaluation.suite.command import ROOT
 from evaluation.suite.result import Failure, FailureKind, GraderError
 from evaluation.suite.run import Settings
-from evaluation.tests.test_page import speed
+from evaluation.tests.h200_report import h200_speed
+
+TARGET = h200_speed().cases[0].name
 
 
 @pytest.fixture(autouse=True)
@@ -89,20 +92,39 @@ def test_a_failing_candidate_is_a_whole_run_that_failed(
 
 
 def test_times_are_kept_by_round_and_the_page_tells_of_earlier_runs(reports: Path, graded: dict[str, object]):
-    graded["speed"] = speed()
+    graded["speed"] = h200_speed()
     for _ in range(3):
         assert grade(reports) == 0
     found = kept(reports)
     entry = found.find("latest")
     metrics = found.summaries(entry.id, ["speed/*"])
-    took = metrics["speed/stack-B1-bfloat16/after/graph/seconds"]
-    assert (took.count, took.quartile_distance > 0) == (12, True)
-    assert metrics["speed/stack-B1-bfloat16/ratio"].last == 8.62
-    assert metrics["speed/stack-B1-bfloat16/after/graph/peak_bytes"].last == 700_000
+    took = metrics[f"speed/{TARGET}/after/graph/seconds"]
+    assert (took.count, took.quartile_distance > 0) == (7, True)
+    assert metrics[f"speed/{TARGET}/ratio"].last == pytest.approx(8.44, abs=0.01)
+    assert metrics[f"speed/{TARGET}/after/graph/peak_bytes"].last == 1_186_304
     page = (Store(reports / "runs").folder(entry.id) / "artifacts" / "report.html").read_text()
-    assert page.count("<polyline") == 2
-    assert "2 runs; the last 8.62" in page
+    assert page.count("<polyline") == 3
+    assert "2 runs; the last 8.44" in page
     assert page in [file.read_text() for file in reports.rglob("*-*/report.html")]
+
+
+@pytest.mark.parametrize(("what", "path"), [("fallback", "fused"), ("fused", "fallback")])
+def test_times_of_a_fallback_have_names_and_a_history_of_their_own(
+    reports: Path, graded: dict[str, object], what: str, path: str
+):
+    fused = h200_speed()
+    cases = tuple(case.model_copy(update={"path": path}) for case in fused.cases)
+    fallback = fused.model_copy(update={"what": what, "cases": cases})
+    for graded["speed"] in (fallback, fallback, fused, fallback):
+        assert grade(reports) == 0
+    found = kept(reports)
+    entry = found.find("latest")
+    assert found.summaries(entry.id, ["speed/*"]) == {}
+    assert {name.split("/")[2] for name in found.summaries(entry.id, [f"fallback/{TARGET}/*"])} > {"ratio", "before"}
+    assert len(history(found, f"fallback/{TARGET}/ratio").points) == 3
+    assert len(history(found, f"speed/{TARGET}/ratio").points) == 1
+    page = (Store(reports / "runs").folder(entry.id) / "artifacts" / "report.html").read_text()
+    assert f"<h3>fallback/{TARGET}/ratio" in page
 
 
 def test_no_store_keeps_nothing_and_store_says_where(reports: Path, tmp_path: Path):
