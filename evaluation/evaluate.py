@@ -8,7 +8,6 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from re import fullmatch
 from uuid import uuid4
 
 if not __package__:  # run as a script: let the imports below find this package
@@ -28,7 +27,7 @@ from evaluation.report.page import render_page
 from evaluation.report.sarif import to_sarif
 from evaluation.report.summary import print_report
 from evaluation.report.write import check_writable, default_report_file, write_atomically, write_record
-from evaluation.store.models import TAG
+from evaluation.runs.options import tag
 from evaluation.store.store import Store
 from evaluation.store.verdict_run import earlier, keep_verdict, resolved
 from evaluation.suite.command import EXIT_CODES, ROOT, SUITE, add_run_options, run_guarded, settings_from, tree_folder
@@ -123,19 +122,13 @@ def _add_store_options(parser: argparse.ArgumentParser) -> None:
         help="where the run is kept, for `python -m evaluation.runs` (default: evaluation/reports/runs)",
     )
     parser.add_argument("--no-store", action="store_true", help="keep the run nowhere but in its report")
-    parser.add_argument("--tag", type=_tag, action="append", default=[], metavar="TAG", help="of the run that is kept")
+    parser.add_argument("--tag", type=tag, action="append", default=[], metavar="TAG", help="of the run that is kept")
 
 
 def _new_folder(text: str) -> Path:
     if Path(text).exists():
         raise argparse.ArgumentTypeError(f"{text!r} is already there")
     return Path(text).resolve()
-
-
-def _tag(text: str) -> str:
-    if not fullmatch(TAG, text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {TAG}")
-    return text
 
 
 def _evaluate(options: argparse.Namespace, settings: Settings, reports: Path, judge: Judge) -> int:

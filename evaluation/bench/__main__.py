@@ -4,30 +4,21 @@
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from evaluation.bench import grid, sizes_table, stack_table, table, tune_table
+from evaluation.bench import grid, sizes_table
 from evaluation.bench.options import build_parser, command_line, model_cases
-from evaluation.bench.record import BenchRecord
-from evaluation.bench.stack_record import StackRecord
-from evaluation.bench.tune_record import TuneJob, TuneRecord
+from evaluation.bench.records import PAGES, AnyRecord, outcome, table_of
+from evaluation.bench.tune_record import TuneJob
+from evaluation.report.environment import describe_environment
 from evaluation.report.write import check_writable, write_record
-from evaluation.suite.result import GraderError, Record
-
-PAGES = {  # of each command: its record, its tables, and what it says where nothing falls short
-    "ops": (BenchRecord, table, "Nowhere slower than torch.compile, nowhere short of the bandwidth target."),
-    "stack": (
-        StackRecord,
-        stack_table,
-        "Nowhere slower than torch.compile, nowhere less accurate than vanilla PyTorch.",
-    ),
-    "sizes": (StackRecord, sizes_table, "Nowhere slower than torch.compile by more than 5 %."),
-    "tune": (TuneRecord, tune_table, "Nowhere are other tiles than the tables' faster beyond the spread."),
-}
+from evaluation.store.bench_run import keep_bench
+from evaluation.store.store import Store
+from evaluation.suite.command import ROOT
+from evaluation.suite.probe import Machine
+from evaluation.suite.result import GraderError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,26 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         print("evaluation.bench: expected an NVIDIA GPU, got none; nothing was measured", file=sys.stderr)
         return 3
     try:
-        if options.output:
-            check_writable(options.output.resolve().parent)
+        for folder in (options.output and options.output.resolve().parent, options.store):
+            if folder:
+                check_writable(folder)
     except GraderError as error:
         parser.error(str(error))
     return finish(options, run(options, cases))
-
-
-def read_record(file: Path) -> Record:
-    """The record of any command. Raises ValueError where it is none."""
-    document = json.loads(file.read_text(encoding="utf-8"))
-    kind = document.get("benchmark", "ops") if isinstance(document, dict) else "ops"
-    model, _, _ = PAGES.get(kind, PAGES["ops"])
-    return model.model_validate(document)
-
-
-def table_of(file: Path) -> str:
-    """The table of a record of any command. Raises ValueError where it is none."""
-    record = read_record(file)
-    _, page, _ = PAGES[getattr(record, "benchmark", "ops")]
-    return page.markdown_table(record)
 
 
 def cases_of(options: argparse.Namespace) -> tuple[Any, ...]:
@@ -80,7 +57,7 @@ def cases_of(options: argparse.Namespace) -> tuple[Any, ...]:
     )
 
 
-def run(options: argparse.Namespace, cases: tuple[Any, ...]) -> Iterable[Record]:
+def run(options: argparse.Namespace, cases: tuple[Any, ...]) -> Iterable[AnyRecord]:
     """The command's record, as it stands after each case."""
     trees, turns, command = (options.before, options.after), (options.rounds, options.rep), command_line(options)
     if options.command == "ops":
@@ -99,18 +76,32 @@ def run(options: argparse.Namespace, cases: tuple[Any, ...]) -> Iterable[Record]
     return time_stack(StackPlan(options.command, *trees, cases, contenders, *turns), options.budget_s, command)
 
 
-def finish(options: argparse.Namespace, records: Iterable[Record]) -> int:
-    """Write each record over the one before; print the last one's table, and where it falls short; the exit code."""
-    for record in records:
-        if options.output:
-            write_record(record, options.output)
-    _, page, otherwise = PAGES[options.command]
+def finish(options: argparse.Namespace, records: Iterable[AnyRecord]) -> int:
+    """Write each record over the one before; keep the last, of a run that breaks too; print its table, and where it
+    falls short; the exit code.
+    """
+    record = None
+    try:
+        for record in records:
+            if options.output:
+                write_record(record, options.output)
+    except BaseException:
+        if record is not None:
+            keep(options, record, broke=True)
+        raise
+    keep(options, record)
+    _, page, _ = PAGES[options.command]
     print(page.markdown_table(record))
-    short = page.shortfalls(record)
-    if options.command != "ops" and not any(result.timings for result in record.results):
-        return 3
-    print("\n".join(short) if short else otherwise)
-    return 1 if short else 0
+    code, said = outcome(record)
+    print(said)
+    return code
+
+
+def keep(options: argparse.Namespace, record: AnyRecord, broke: bool = False) -> None:
+    """Put the record into the store that was asked for."""
+    if options.store:
+        where = describe_environment(ROOT, Machine())
+        print(f"run: {keep_bench(Store(options.store), record, where=where, broke=broke, tags=tuple(options.tag)).id}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from evaluation.bench.grid import AXES, MASKED
 from evaluation.bench.option_types import int_from, ints_from, make_case, names_of
 from evaluation.bench.stack_record import Precision, Recompute, StackCase, StackContender
 from evaluation.bench.tune_record import TunedOp
+from evaluation.runs.options import tag
 from evaluation.suite.command import ROOT, tree_folder
 
 MODEL_SIZES = {  # the target's, and what each is
@@ -21,7 +22,8 @@ MODEL_SIZES = {  # the target's, and what each is
     "length": (186, "length of x"),
     "context": (64, "length of the context, 0 for a model without"),
 }
-NOT_MEASURED = ("command", "before", "after", "output", "budget_s")  # options that do not decide what is measured
+# options that do not decide what is measured
+NOT_MEASURED = ("command", "before", "after", "output", "store", "tag", "budget_s")
 LISTED = {"metavar": "A,B,..."}
 DTYPES = get_args(Precision)
 OF_DTYPES = f"of {', '.join(DTYPES)}: tf32 is float32 with TF32 allowed, float32 is IEEE (default %(default)s)"
@@ -83,6 +85,10 @@ def add_timing_command(commands: argparse._SubParsersAction, name: str, what: st
         "--rep", type=int_from(1), default=20, help="milliseconds that a contender is timed in a turn (default 20)"
     )
     command.add_argument("--output", type=Path, help="write the record to this JSON file")
+    command.add_argument(
+        "--store", type=Path, metavar="ROOT", help="keep the run in this store, for python -m evaluation.runs"
+    )
+    command.add_argument("--tag", type=tag, action="append", default=[], metavar="TAG", help="of the run that is kept")
     return command
 
 

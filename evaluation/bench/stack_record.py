@@ -50,6 +50,13 @@ class StackCase(Record):
     def streams(self) -> int:
         return 2 if self.context else 1
 
+    @property
+    def name(self) -> str:
+        """All that it is, without a space: B8-L186-C64-D128-H8-F512-N12-bfloat16-masked-backward-full."""
+        sizes = f"B{self.batch}-L{self.length}-C{self.context}-D{self.dim}-H{self.heads}-F{self.feed_forward}"
+        kind = ("masked",) * self.masked + ("backward", self.recompute) * self.backward
+        return "-".join((sizes, f"N{self.layers}", self.dtype, *kind))
+
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.dtype}{', masked' if self.masked else ''}"
 

@@ -13,6 +13,7 @@ from evaluation.runs import tables
 from evaluation.runs.options import parser
 from evaluation.store.catalogue import Catalogue
 from evaluation.store.compare import compare
+from evaluation.store.errors import StoreError
 from evaluation.store.export import export, summary_rows, value_rows
 from evaluation.store.files import METRICS
 from evaluation.store.gate import gate
@@ -23,20 +24,44 @@ from evaluation.suite.command import run_guarded
 from evaluation.suite.result import Record
 
 GATE_BROKEN = 4
+_PIPED_WIDTH = 200
 
 
 def main(argv: list[str] | None = None, console: Console | None = None) -> int:
     options = parser().parse_args(argv)
-    return run_guarded(lambda: _run(options, console or Console()))
+    return run_guarded(lambda: _run(options, console or _console()))
+
+
+def _console() -> Console:
+    """Wide enough for a metric's name and its numbers where there is no terminal that says how wide it is."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     store = Store(options.store)
+    if options.command == "import":
+        return _import(options, store, console)
     catalogue = Catalogue(store.reindex() if options.command == "reindex" else store.index())
     try:
         return COMMANDS[options.command](options, store, catalogue, console)
     finally:
         catalogue.index.close()
+
+
+def _import(options: argparse.Namespace, store: Store, console: Console) -> int:
+    """Of a store that may not be there yet. The files before one that is no record are in it."""
+    from evaluation.bench.records import read_record
+    from evaluation.store.bench_run import keep_bench
+
+    for file in options.files:
+        try:
+            record = read_record(file)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file} is no record of a benchmark: {error}") from error
+        run = keep_bench(store, record, commit=options.commit, tags=tuple(options.tag))
+        console.print(f"{file}: {run.id}", soft_wrap=True)
+    return 0
 
 
 def _list(options: argparse.Namespace, _store: Store, catalogue: Catalogue, console: Console) -> int:

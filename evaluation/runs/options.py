@@ -2,11 +2,12 @@
 
 import argparse
 from pathlib import Path
+from re import fullmatch
 from typing import get_args
 
 from evaluation.store.export import Format
 from evaluation.store.forms import Rule, Statistic
-from evaluation.store.models import RunKind
+from evaluation.store.models import TAG, RunKind
 from evaluation.suite.command import ROOT
 
 DEFAULT_STORE = ROOT / "evaluation" / "reports" / "runs"
@@ -16,14 +17,15 @@ A run is named by its id, the beginning of it, a tag, `latest`, or `latest~1` fo
 exit code:
   0  done; for gate: every rule of severity error is kept
   2  usage
-  3  it could not be done: no such run, a run that is not whole, runs that are not alike
+  3  it could not be done: no such run or record, a run that is not whole, runs that are not alike
   4  gate: a rule of severity error is broken, or its metric missing
 
 examples:
   python -m evaluation.runs list --tag nightly
   python -m evaluation.runs compare latest~1 latest --metric 'after/*' --top 10
   python -m evaluation.runs gate base latest --rule 'after/seconds:10::error' --rule '+after/tests/passed::0:error'
-  python -m evaluation.runs history after/numerics/worst_share --window full"""
+  python -m evaluation.runs history after/numerics/worst_share --window full
+  python -m evaluation.runs import evaluation/records/h200/*.json --tag h200"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     _gate(commands.add_parser("gate", help="exit 4 where a run is worse than a baseline by more than rules allow"))
     _history(commands.add_parser("history", help="one metric over the runs like the newest, and where it changed"))
     _export(commands.add_parser("export", help="runs as csv, json or parquet, or into MLflow or TensorBoard"))
+    _import(commands.add_parser("import", help="keep records that `python -m evaluation.bench` wrote"))
     commands.add_parser("reindex", help="make the index anew from every byte of the files, which are the truth")
     _prune(commands.add_parser("prune", help="delete old runs that carry no tag, and what killed writers left"))
     _tag(commands.add_parser("tag", help="put tags on a run, or take them off"))
@@ -104,6 +107,12 @@ def _export(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _import(command: argparse.ArgumentParser) -> None:
+    command.add_argument("files", type=Path, metavar="FILE", nargs="+", help="as those of evaluation/records")
+    command.add_argument("--commit", metavar="SHA", help="that was measured: a record knows its trees by their hashes")
+    command.add_argument("--tag", type=tag, action="append", default=[], metavar="TAG", help="of the runs")
+
+
 def _prune(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep", type=_count, required=True, metavar="N", help="of the runs without a tag, the newest"
@@ -114,7 +123,7 @@ def _prune(command: argparse.ArgumentParser) -> None:
 
 def _tag(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN")
-    command.add_argument("tags", metavar="TAG", nargs="*")
+    command.add_argument("tags", type=tag, metavar="TAG", nargs="*")
     command.add_argument("--remove", action="append", default=[], metavar="TAG")
 
 
@@ -137,6 +146,13 @@ def _count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {text!r}")
     return number
+
+
+def tag(text: str) -> str:
+    """An argparse type."""
+    if not fullmatch(TAG, text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {TAG}")
+    return text
 
 
 def _rule(text: str) -> Rule:

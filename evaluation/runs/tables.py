@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from evaluation.store.catalogue import Entry
 from evaluation.store.forms import Difference, GateRecord, History, RunComparison
@@ -16,8 +16,13 @@ _STATISTICS = ("last", "minimum", "maximum", "mean", "p50", "p95")
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+def _named(text: str) -> Column:
+    """A column whose texts are names: never cut, as nobody could tell them apart."""
+    return Column(text, overflow="fold")
+
+
 def runs_table(entries: Sequence[Entry]) -> Table:
-    table = Table("run", "kind", "status", "started", "commit", "machine", "tags", "state")
+    table = Table(_named("run"), "kind", "status", "started", "commit", "machine", "tags", "state")
     for entry in entries:
         state = f"[{_STATES[entry.state]}]{entry.state}[/]" + (f": {escape(entry.reason)}" if entry.reason else "")
         about = _about(entry.run) if entry.run else ("",) * 6
@@ -36,7 +41,7 @@ def print_run(console: Console, entry: Entry, folder: Path, metrics: Iterable[Me
     console.print(runs_table([entry]))
     if entry.run:
         pairs = [*entry.run.likeness().items(), *((f"config {k}", v) for k, v in entry.run.config.items())]
-        about = Table("", "value", show_header=False)
+        about = Table("", _named("value"), show_header=False)
         for name, value in pairs:
             about.add_row(escape(name), escape(str(value)))
         console.print(about)
@@ -46,7 +51,7 @@ def print_run(console: Console, entry: Entry, folder: Path, metrics: Iterable[Me
 
 
 def metrics_table(metrics: Iterable[MetricSummary]) -> Table:
-    table = Table("metric", "count", *_STATISTICS)
+    table = Table(_named("metric"), "count", *_STATISTICS)
     for each in metrics:
         count = f"{each.count:,}" + (f", {each.not_finite:,} not finite" if each.not_finite else "")
         table.add_row(escape(each.name), count, *(_number(getattr(each, name)) for name in _STATISTICS))
@@ -55,7 +60,8 @@ def metrics_table(metrics: Iterable[MetricSummary]) -> Table:
 
 def comparison_table(found: RunComparison) -> Table:
     """A change outside the noise is in colour; one whose noise is not known is marked so."""
-    table = Table("metric", "run", found.base[:17], found.statistic, "change", "%", "noise", title="against the base")
+    columns = (_named("metric"), _named("run"), found.base[:17], found.statistic, "change", "%", "noise")
+    table = Table(*columns, title="against the base")
     for each in found.differences:
         change, percent = _signed(each.change), _signed(each.percent, ".2f")
         if each.judgement == "outside_noise":
@@ -73,7 +79,7 @@ def _why(difference: Difference) -> str:
 
 
 def gate_table(found: GateRecord) -> Table:
-    table = Table("rule", "metric", "base", "run", "kept", "reason")
+    table = Table(_named("rule"), _named("metric"), "base", "run", "kept", "reason")
     for each in found.results:
         rule, difference = each.rule, each.difference
         colour = "green" if each.kept else "red" if rule.severity == "error" else "yellow"
@@ -89,7 +95,7 @@ def gate_table(found: GateRecord) -> Table:
 def print_history(console: Console, found: History) -> None:
     values = [point.value for point in found.points]
     console.print(f"{escape(found.metric)}, {found.statistic} of each run: {sparkline(values)}")
-    table = Table("started", "commit", "run", "value", "")
+    table = Table("started", "commit", _named("run"), "value", "")
     for point in found.points:
         mark = "[bold magenta]changed[/]" if point.changed else ""
         started = f"{point.started_at:%Y-%m-%d %H:%M}"

@@ -41,12 +41,15 @@ class Store:
         provenance: Environment,
         *,
         id: str | None = None,
+        started_at: datetime | None = None,
         tags: tuple[str, ...] = (),
         config: Mapping[str, Scalar] | None = None,
         flags: Mapping[str, Scalar] | None = None,
     ) -> RunWriter:
-        """A new run, open for writing. Raises StoreError for an id that is taken, or a field of the wrong form."""
-        started = datetime.now(UTC)
+        """A new run, open for writing; `started_at`: where it was measured before now. Raises StoreError for an id that
+        is taken, or a field of the wrong form.
+        """
+        started = started_at or datetime.now(UTC)
         try:
             run = Run(
                 id=id or f"{started:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",

@@ -8,10 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from evaluation.bench.__main__ import main, read_record, table_of
+from evaluation.bench.__main__ import main
 from evaluation.bench.joint_attention import AttentionCase, vanilla_attention
 from evaluation.bench.norm_adaln import OPS, NormCase
 from evaluation.bench.record import BenchMachine, BenchRecord, Timing
+from evaluation.bench.records import read_record, table_of
 from evaluation.bench.table import markdown_table, share, shortfalls
 from evaluation.bench.trees import LoadedTree, hash_tree, load_tree
 from evaluation.report.schema import validate

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from evaluation.bench import stack
-from evaluation.bench.__main__ import main, read_record, table_of
+from evaluation.bench.__main__ import main
 from evaluation.bench.grid import AXES, cells
 from evaluation.bench.options import build_parser
+from evaluation.bench.records import read_record, table_of
 from evaluation.bench.sizes_table import markdown_table, shortfalls, tier
 from evaluation.bench.stack_record import CountedDecision, StackCase, StackRecord, StackResult
 from evaluation.report.schema import validate

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from evaluation.bench import tune
-from evaluation.bench.__main__ import main, read_record, table_of
+from evaluation.bench.__main__ import main
+from evaluation.bench.records import read_record, table_of
 from evaluation.bench.stack_record import StackCase
 from evaluation.bench.tune_record import Rejected, TileTiming, TuneJob, TuneRecord, TuneResult
 from evaluation.bench.tune_table import markdown_table, shortfalls
