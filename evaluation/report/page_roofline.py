@@ -21,8 +21,8 @@ def roofline(speed: Json) -> Json | None:
         return None
     points = [_point(case, each) | {"number": n} for n, case in enumerate(cases, 1) for each in _timed(case)]
     corners = [corner for case in cases for corner in _corners(case["work"])]
-    across = _Axis.around([*(p["intensity"] for p in points), *(x for x, _ in corners)], LEFT, RIGHT)
-    up = _Axis.around([*(p["rate"] for p in points), *(y for _, y in corners)], BOTTOM, TOP)
+    across = _Axis.around([*(p["intensity"] for p in points), *(x for x, _ in corners)], 10, LEFT, RIGHT)
+    up = _Axis.around([*(p["rate"] for p in points), *(y for _, y in corners)], 3, BOTTOM, TOP)
     for point in points:
         point |= {"x": across.at(point["intensity"]), "y": up.at(point["rate"])}
     return {
@@ -52,8 +52,9 @@ class _Axis:
         self.low, self.high, self.begin, self.end = low, high, begin, end
 
     @classmethod
-    def around(cls, values: list[float], begin: float, end: float) -> "_Axis":
-        return cls(min(values) / 3, max(values) * 3, begin, end)
+    def around(cls, values: list[float], room: float, begin: float, end: float) -> "_Axis":
+        """From the least of these to the largest, and further by the factor `room` on either side."""
+        return cls(min(values) / room, max(values) * room, begin, end)
 
     def at(self, value: float) -> float:
         share = math.log(value / self.low) / math.log(self.high / self.low)

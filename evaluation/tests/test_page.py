@@ -95,7 +95,7 @@ def test_the_page_says_what_the_report_does(failing: Report):
         "✓ faster 0.988 0.1174 8.44 [7.78, 8.45] 8.44 [7.78, 8.45] 1.09 3% fused",
         "5 kernels that after launches, 5 of its own",
         "the floor, 3.473 us; logarithmic",
-        "after: graph 69.21 MB 0.9 s before: compiled not known BackendCompilerFailed",
+        "after: graph 69.21 MB 0.9 s before: compiled not timed: BackendCompilerFailed",
         "6543 operations per byte, under 750 TFLOP/s, by operations called as done of the roof after: graph, compared "
         "205 TFLOP/s 27.4%",
         "✗ fail : x_out is too far x_out 0.003 0.001 300% 300%",
@@ -180,6 +180,18 @@ class TestBrowser:
         page = render_page(failing, [history()])
         assert axe(page, tmp_path / "page.html", scheme) == []
 
+    def test_a_phone_and_a_keyboard_reach_all_of_it(self, failing: Report, tmp_path: Path):
+        page = tmp_path / "page.html"
+        page.write_text(with_script(render_page(failing, [history()]), REACH))
+        frame = tmp_path / "phone.html"
+        frame.write_text(f"<iframe src={page.name} style='width:{PHONE}px;height:800px'></iframe>{KEEP}")
+        told = json.loads(html.unescape(re.search(r'data-told="(.*?)"', browse(frame, WAIT, "--dump-dom"))[1]))
+        assert told["width"] == PHONE
+        assert told["tooWide"] == []
+        assert told["first"] == "Skip to the verdict"
+        assert len(told["stops"]) > 15
+        assert [each for each in told["stops"] if each != "seen"] == []
+
     def test_axe_finds_what_is_wrong(self, failing: Report, tmp_path: Path):
         page = render_page(failing).replace('lang="en"', "").replace("--soft: #57606a", "--soft: #c0c0c0")
         assert {name for name, _ in axe(page, tmp_path / "page.html", LIGHT)} == {"html-has-lang", "color-contrast"}
@@ -188,15 +200,39 @@ class TestBrowser:
 def axe(page: str, file: Path, *options: str) -> list[tuple[str, list[str]]]:
     """What axe-core finds against a page: the rule's name, and the first elements that break it."""
     script = files("axe_core_python").joinpath("axe.min.js").read_text()
-    open_page = re.sub(r"<meta http-equiv=.*?>", "", page)  # which lets no script run
-    file.write_text(open_page.replace("</body>", f"<script>{script};{RUN}</script></body>"))
-    shown = browse(file, *options, "--virtual-time-budget=60000", "--dump-dom")
+    file.write_text(with_script(page, f"{script};{RUN}"))
+    shown = browse(file, *options, WAIT, "--dump-dom")
     return json.loads(html.unescape(re.search(r'data-axe="(.*?)"', shown)[1]))
 
 
+def with_script(page: str, script: str) -> str:
+    open_page = re.sub(r"<meta http-equiv=.*?>", "", page)  # which lets no script run
+    return open_page.replace("</body>", f"<script>{script}</script></body>")
+
+
+WAIT = "--virtual-time-budget=60000"
+PHONE = 390
 RUN = """axe.run().then(found => {
   document.body.dataset.axe = JSON.stringify(found.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 2)]))
 })"""
+
+
+# What is wider than the window and not in a region that scrolls; and of all that the keyboard stops at, in the order of
+# the page, whether it takes the focus and shows it.
+REACH = """addEventListener('load', () => {
+  const all = [...document.querySelectorAll('body *')], wide = innerWidth + 1
+  const tooWide = all.filter(e => !e.closest('.scroll, .skip') && e.getBoundingClientRect().right > wide)
+  const stops = all.filter(e => e.tabIndex >= 0 && e.checkVisibility())
+  const seen = stops.map(e => {
+    e.focus()
+    const style = getComputedStyle(e)
+    const ring = style.outlineStyle === 'solid' && parseFloat(style.outlineWidth) >= 2
+    return document.activeElement === e && ring && e.tabIndex === 0 ? 'seen' : e.outerHTML.slice(0, 80)
+  })
+  const told = {width: innerWidth, tooWide: tooWide.map(e => e.outerHTML.slice(0, 80)), stops: seen}
+  parent.postMessage(JSON.stringify({...told, first: stops[0].textContent}), '*')
+})"""
+KEEP = "<script>addEventListener('message', e => { document.body.dataset.told = e.data })</script>"
 
 
 def browse(page: Path, *options: str) -> str:
