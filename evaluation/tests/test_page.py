@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import ValidationError
@@ -181,16 +182,16 @@ class TestBrowser:
         assert axe(page, tmp_path / "page.html", scheme) == []
 
     def test_a_phone_and_a_keyboard_reach_all_of_it(self, failing: Report, tmp_path: Path):
-        page = tmp_path / "page.html"
-        page.write_text(with_script(render_page(failing, [history()]), REACH))
-        frame = tmp_path / "phone.html"
-        frame.write_text(f"<iframe src={page.name} style='width:{PHONE}px;height:800px'></iframe>{KEEP}")
-        told = json.loads(html.unescape(re.search(r'data-told="(.*?)"', browse(frame, WAIT, "--dump-dom"))[1]))
-        assert told["width"] == PHONE
+        told = in_frame(with_script(render_page(failing, [history()]), REACH), tmp_path, PHONE)
         assert told["tooWide"] == []
         assert told["first"] == "Skip to the verdict"
         assert len(told["stops"]) > 15
         assert [each for each in told["stops"] if each != "seen"] == []
+
+    def test_nothing_is_cut_off_on_paper(self, failing: Report, tmp_path: Path):
+        printed = render_page(failing, [history()]).replace("@media print", "@media all")
+        script = REACH.replace(".scroll, .skip", ".skip")  # nothing scrolls on paper
+        assert in_frame(with_script(printed, script), tmp_path, PAPER)["tooWide"] == []
 
     def test_axe_finds_what_is_wrong(self, failing: Report, tmp_path: Path):
         page = render_page(failing).replace('lang="en"', "").replace("--soft: #57606a", "--soft: #c0c0c0")
@@ -211,7 +212,7 @@ def with_script(page: str, script: str) -> str:
 
 
 WAIT = "--virtual-time-budget=60000"
-PHONE = 390
+PHONE, PAPER = 390, 718  # CSS pixels: a phone's screen, and A4 between its margins
 RUN = """axe.run().then(found => {
   document.body.dataset.axe = JSON.stringify(found.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 2)]))
 })"""
@@ -233,6 +234,16 @@ REACH = """addEventListener('load', () => {
   parent.postMessage(JSON.stringify({...told, first: stops[0].textContent}), '*')
 })"""
 KEEP = "<script>addEventListener('message', e => { document.body.dataset.told = e.data })</script>"
+
+
+def in_frame(page: str, folder: Path, width: int) -> dict[str, Any]:
+    """What a page tells its parent, in a frame of this width, as no window of Chromium's is as narrow as a phone."""
+    (folder / "page.html").write_text(page)
+    frame = folder / "frame.html"
+    frame.write_text(f"<iframe src=page.html style='width:{width}px;height:800px'></iframe>{KEEP}")
+    told = json.loads(html.unescape(re.search(r'data-told="(.*?)"', browse(frame, WAIT, "--dump-dom"))[1]))
+    assert told["width"] == width
+    return told
 
 
 def browse(page: Path, *options: str) -> str:
