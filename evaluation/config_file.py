@@ -10,7 +10,8 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE.toml",
-        help='options from a file, as in `quick = true` or `tag = ["nightly"]`; those on the command line count more',
+        help="options from a file, each by its name without dashes: a text, a number, true, or a list of them for one "
+        "that may be repeated; those on the command line count more",
     )
 
 

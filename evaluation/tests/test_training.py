@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.config_file import parse_with_config
 from evaluation.report.schema import validate
 from evaluation.store.metrics import read_metrics
 from evaluation.store.run import read_run
 from evaluation.suite.probe import Machine
 from evaluation.training import keep
-from evaluation.training.__main__ import main
+from evaluation.training.__main__ import build_parser, main, resolve
 from evaluation.training.config import TrainingConfig
 from evaluation.training.network import FlowNetwork
 from evaluation.training.parity import ParityRecord, ParityRun, compare, in_windows
@@ -148,3 +149,18 @@ def test_a_wrong_option_is_a_usage_error(arguments: str, expected: str, capsys: 
         main(arguments.split())
     assert stop.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_options_come_from_a_file_too_and_those_of_the_command_line_count_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "training.toml"
+    file.write_text('steps = 2\ndropout = "0,0.1"\nseeds = 3\ntrace = true\nstore = "nowhere"\n')
+    with pytest.raises(SystemExit):
+        main(["--config", str(file)])
+    assert "--trace: expected at least 3 --steps, of which it sees two, got 2" in capsys.readouterr().err
+    options = parse_with_config(build_parser(), ["--config", str(file), "--steps", "4"])
+    configs = resolve(options)
+    assert {(config.steps, config.dropout, config.seed) for config in configs} == {
+        (4, dropout, seed) for dropout in (0.0, 0.1) for seed in range(3)
+    }

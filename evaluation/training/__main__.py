@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluation.bench.option_types import int_from, numbers_from
 from evaluation.bench.provenance import provenance
+from evaluation.config_file import add_config_option, parse_with_config
 from evaluation.report.write import write_record
 from evaluation.suite.command import ROOT, tree_folder
 from evaluation.training.config import Dtype, Schedule, TaskName, TrainingConfig
@@ -86,13 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep the record, a plot, and each run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --output's folder")
     parser.add_argument("--store", type=Path, metavar="ROOT", help="put each run into the store of runs at ROOT")
+    add_config_option(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser = build_parser()
-    options = parser.parse_args(words)
+    options = parse_with_config(parser, words)
     try:
         configs = resolve(options)
     except ValidationError as error:
