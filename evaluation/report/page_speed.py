@@ -1,11 +1,12 @@
 """What the page shows of the timed cases: numbers as text, and where marks lie in its pictures."""
 
 import math
+from collections import Counter
 from typing import Any
 
 _WIDTH = 330.0  # of the longest bar
-_DOTS_LEFT, _DOTS_WIDTH = 60.0, 570.0
-_MOST_DOTS = 400  # of a side
+_PLOT_LEFT, _PLOT_WIDTH, _PLOT_HEIGHT, _PLOT_BASE = 8.0, 624.0, 64.0, 100.0
+_BINS = 52
 Json = dict[str, Any]
 
 
@@ -33,7 +34,7 @@ def _row(case: Json) -> Json:
         "bars": [_bar(each, shortest, longest) for each in sorted(timed, key=lambda each: -each["median_seconds"])],
         "begin": f"the floor, {_time(least)}" if least else _time(shortest),
         "kernels": [{"name": k["name"], "text": _time(k["seconds"])} for k in (after and after["kernels"]) or ()],
-        **_dots(sides),
+        **_overlaid(sides),
     }
 
 
@@ -43,20 +44,33 @@ def _timed(case: Json, worker: str, contender: str | None) -> Json | None:
 
 
 def _samples(timed: Json | None) -> list[float]:
-    found = [second for each in (timed["rounds"] if timed else ()) for second in each]
-    return found[:: max(1, math.ceil(len(found) / _MOST_DOTS))]
+    return [second for each in (timed["rounds"] if timed else ()) for second in each]
 
 
-def _dots(sides: dict[str, list[float]]) -> Json:
+def _overlaid(sides: dict[str, list[float]]) -> Json:
+    """Histograms of both sides on one logarithmic axis: the height is the share of a side's calls, the fullest bin of
+    both as high as there is room, and one with a single call still seen.
+    """
     if not all(sides.values()):
-        return {"dots": None, "low": "", "high": ""}
+        return {"histograms": None}
     low, high = (of(of(side) for side in sides.values()) for of in (min, max))
-    span = math.log(high / low) or 1.0
-    dots = {
-        role: [round(_DOTS_LEFT + _DOTS_WIDTH * math.log(second / low) / span, 1) for second in side]
-        for role, side in sides.items()
-    }
-    return {"dots": dots, "low": _time(low), "high": _time(high)}
+    span, width = math.log(high / low) or 1.0, _PLOT_WIDTH / _BINS
+    shares = {}
+    for role, side in sides.items():
+        bins = Counter(min(_BINS - 1, int(_BINS * math.log(second / low) / span)) for second in side)
+        shares[role] = {number: count / len(side) for number, count in sorted(bins.items())}
+    fullest = max(share for found in shares.values() for share in found.values())
+    histograms = {}
+    for role, found in shares.items():
+        bars = [
+            f"M{_PLOT_LEFT + number * width:.1f} {_PLOT_BASE:g}v{-max(2.0, _PLOT_HEIGHT * share / fullest):.1f}"
+            f"h{width:.1f}V{_PLOT_BASE:g}"
+            for number, share in found.items()
+        ]
+        peak = max(found, key=found.__getitem__)
+        at = min(max(_PLOT_LEFT + (peak + 0.5) * width, _PLOT_LEFT + 20), _PLOT_LEFT + _PLOT_WIDTH - 20)
+        histograms[role] = {"path": "".join(bars), "peak": round(at, 1)}
+    return {"histograms": histograms, "base": _PLOT_BASE, "low": _time(low), "high": _time(high)}
 
 
 def _bar(timed: Json, shortest: float, longest: float) -> Json:

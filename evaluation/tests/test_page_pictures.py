@@ -1,12 +1,15 @@
-"""Where the roofline has its roof, its marks and their labels."""
+"""Where the pictures of the verdict page have their marks and labels."""
 
 import re
 from itertools import combinations
+
+import pytest
 
 from evaluation.judge.speed_record import Rates, Speed, SpeedCase, Work
 from evaluation.report.models import Report
 from evaluation.report.page import render_page
 from evaluation.report.page_roofline import roofline
+from evaluation.report.page_speed import speed_rows
 from evaluation.tests.h200_report import h200_speed
 
 
@@ -66,3 +69,20 @@ def test_what_has_no_known_work_has_no_roofline(passing: Report):
     page = render_page(passing.model_copy(update={"speed": speed.model_copy(update={"cases": cases})}))
     assert "Roofline" not in page
     assert "Memory and first calls" in page
+
+
+def test_times_of_both_lie_over_one_axis_and_a_single_call_is_seen():
+    case = h200_speed().cases[0]
+    sides = {("before", case.baseline): (2.0,) * 300, ("after", case.contender): (1.0,) * 299 + (2.0,)}
+    timed = tuple(
+        each.model_copy(update={"rounds": (sides[key],)}) if (key := (each.worker, each.contender)) in sides else each
+        for each in case.contenders
+    )
+    speed = Speed(what="fused", why=None, confidence=0.95, cases=(case.model_copy(update={"contenders": timed}),))
+    (row,) = speed_rows(speed.model_dump(mode="json"))
+    bars = {role: re.findall(r"M(\S+) 100v-(\S+)h", row["histograms"][role]["path"]) for role in ("before", "after")}
+    (left, first), (right, single) = bars["after"]
+    assert bars["before"] == [(right, "64.0")]
+    assert float(left) < float(right)
+    assert (float(first), float(single)) == (pytest.approx(64 * 299 / 300, abs=0.1), 2.0)
+    assert (row["low"], row["high"]) == ("1000 ms", "2000 ms")
