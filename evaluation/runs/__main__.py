@@ -29,7 +29,7 @@ _PIPED_WIDTH = 200
 
 def main(argv: list[str] | None = None, console: Console | None = None) -> int:
     options = parser().parse_args(argv)
-    return run_guarded(lambda: _run(options, console or _console()))
+    return run_guarded(lambda: _run(options, console or _console()), f"{options.command}: not done")
 
 
 def _console() -> Console:

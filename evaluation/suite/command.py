@@ -76,8 +76,10 @@ def tree_folder(text: str) -> Path:
     return path.resolve()
 
 
-def run_guarded(work: Callable[[], int]) -> int:
-    """Do the work and return its exit code; whatever stops it becomes an exit code with a reason on stderr."""
+def run_guarded(work: Callable[[], int], refused: str = "the grader could not do its work") -> int:
+    """Do the work and return its exit code; whatever stops it becomes an exit code with a reason on stderr, which for a
+    GraderError begins with `refused`.
+    """
     try:
         with stop_signals_raise():
             return work()
@@ -85,7 +87,7 @@ def run_guarded(work: Callable[[], int]) -> int:
         print(f"stopped by {stop}: the run's processes are gone and there is no report", file=sys.stderr)
         return stop.exit_code
     except GraderError as error:
-        print(f"the grader could not do its work: {error}", file=sys.stderr)
+        print(f"{refused}: {error}", file=sys.stderr)
     except Exception:
         traceback.print_exc()
         print("the grader could not do its work: the error above is its own", file=sys.stderr)
