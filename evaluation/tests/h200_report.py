@@ -1,29 +1,46 @@
-"""A report as a run on an H200 leaves it, made of the record of `evaluation.bench stack`: times, memory and kernels are
-the record's, the calls within a round and the second process of before are made up.
+"""A report as a run on an H200 leaves it: medians, memory and launches as `evaluation.bench stack` measured them there
+(torch 2.11.0, Triton 3.6.0), the spread of calls and rounds and the second process of before made up.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from evaluation.bench.floor import OPERATIONS_PER_S
-from evaluation.bench.stack_record import StackContender, StackRecord, StackResult
 from evaluation.judge.intervals import compare, noise_floor, ratio_of
 from evaluation.judge.record import CaseNumbers, Measure, Numerics, NumericsRun
-from evaluation.judge.speed_cases import plans, work_of
+from evaluation.judge.speed_cases import Plan, plans, work_of
 from evaluation.judge.speed_record import CONFIDENCE, Kernel, Rates, Speed, SpeedCase, Timed, Worker
 from evaluation.report.models import Report
 from evaluation.report.speed_axis import speed_axis
 from evaluation.suite.result import CaseResult, NotRun
 
-RECORD = Path(__file__).resolve().parents[1] / "records" / "h200" / "stack.json"
-_NAMES: dict[StackContender, tuple[Worker, str]] = {
-    "eager": ("before", "eager"),
-    "eager_graph": ("before", "graph"),
-    "max_autotune": ("before", "max_autotune"),
-    "fused": ("after", "eager"),
-    "fused_graph": ("after", "graph"),
+
+class Measured(NamedTuple):
+    """Of a batch: microseconds by worker and contender, the bytes that a call allocates, launches by kernel."""
+
+    us: dict[tuple[Worker, str], float]
+    peak_bytes: dict[Worker, int]
+    launches: dict[str, int]
+
+
+_CONTENDERS: tuple[tuple[Worker, str], ...] = (
+    *(("before", name) for name in ("eager", "graph", "max_autotune")),
+    *(("after", name) for name in ("eager", "graph")),
+)
+MEASURED = {
+    1: Measured(
+        dict(zip(_CONTENDERS, (25669.6, 2576.1, 989.84, 1758.5, 117.23), strict=True)),
+        {"before": 912_384, "after": 1_186_304},
+        {"modulation_kernel": 1, "qkv_kernel": 12, "joint_attention_kernel": 12, "rows_kernel": 12, "sum_kernel": 1},
+    ),
+    128: Measured(
+        dict(zip(_CONTENDERS, (22508.8, 8980.4, 3135.3, 2002.7, 976.0), strict=True)),
+        {"before": 118_554_624, "after": 69_206_016},
+        {"modulation_kernel": 1, "qkv_kernel": 1, "joint_attention_kernel": 12, "rows_quad_kernel": 12},
+    ),
 }
+RATES = Rates(operations_per_s=OPERATIONS_PER_S["bfloat16"], bytes_per_s=4.145e12)
+_ROUNDS = (1.0, 0.953, 1.002, 0.951, 1.001, 0.998, 1.0)  # of the median
 _SPREAD = (1.0, 1.004, 0.997, 1.011, 0.999, 1.002, 1.03, 0.998)  # of the calls of a round
 _FIRST_CALLS = {"max_autotune": 187.0, "graph": 0.9, "eager": 0.4}
 
@@ -47,26 +64,22 @@ def h200_report(passing: Report) -> Report:
 
 def h200_speed() -> Speed:
     """The cases that a full run times on a GPU."""
-    record = StackRecord.model_validate_json(RECORD.read_bytes())
-    found = {result.case.batch: result for result in record.results}
-    cases = []
-    for plan in plans("cuda", quick=False):
-        batch = plan.case.sizes.batch
-        rates = Rates(operations_per_s=OPERATIONS_PER_S["bfloat16"], bytes_per_s=record.machine.copy_gb_s * 1e9)
-        cases.append(_case(plan.case.name, found[batch], rates=rates, work=work_of(plan.case, rates)))
-    return Speed(what="fused", why=None, confidence=CONFIDENCE, seed=1, duration_seconds=412.0, cases=tuple(cases))
+    cases = tuple(_case(plan, MEASURED[plan.case.sizes.batch]) for plan in plans("cuda", quick=False))
+    return Speed(what="fused", why=None, confidence=CONFIDENCE, seed=1, duration_seconds=412.0, cases=cases)
 
 
-def _case(name: str, result: StackResult, rates: Rates, work: object) -> SpeedCase:
-    timed = [_timed(result, name) for name in _NAMES]
-    baseline = min((each for each in timed if each.worker == "before"), key=lambda each: each.median_seconds)
-    contender = min((each for each in timed if each.worker == "after"), key=lambda each: each.median_seconds)
+def _case(plan: Plan, measured: Measured) -> SpeedCase:
+    timed = [_timed(worker, contender, measured) for worker, contender in _CONTENDERS]
+    baseline, contender = (
+        min((each for each in timed if each.worker == worker), key=lambda each: each.median_seconds)
+        for worker in ("before", "after")
+    )
     again = baseline.model_copy(update={"worker": "again", "rounds": baseline.rounds[1:] + baseline.rounds[:1]})
     refused = Timed(worker="before", contender="compiled", unmeasured="BackendCompilerFailed: RuntimeError: no memory")
     ratio, same = (ratio_of(baseline.rounds, other.rounds, seed=1) for other in (contender, again))
-    floor = noise_floor([same])
+    floor, work = noise_floor([same]), work_of(plan.case, RATES)
     return SpeedCase(
-        name=name,
+        name=plan.case.name,
         outcome=compare([ratio], floor),
         why=None,
         baseline=baseline.contender,
@@ -78,30 +91,27 @@ def _case(name: str, result: StackResult, rates: Rates, work: object) -> SpeedCa
         least_seconds=work.least_seconds,
         work=work,
         path="fused",
-        own_kernels=tuple(kernel.name for kernel in contender.kernels),
+        own_kernels=tuple(measured.launches),
         contenders=(*timed, refused, again),
     )
 
 
-def _timed(result: StackResult, name: StackContender) -> Timed:
-    worker, contender = _NAMES[name]
-    rounds = tuple(tuple(us * 1e-6 * share for share in _SPREAD) for us in result.timing(name).rounds_us)
+def _timed(worker: Worker, contender: str, measured: Measured) -> Timed:
+    middle = 1e-6 * measured.us[worker, contender]
+    ordered = _ROUNDS if worker == "before" else reversed(_ROUNDS)
+    rounds = tuple(tuple(middle * of_round * of_call for of_call in _SPREAD) for of_round in ordered)
     seconds = median(second for each in rounds for second in each)
-    kernels = _kernels(result, seconds) if worker == "after" else ()
+    launches = measured.launches if worker == "after" else {}
+    share = seconds / max(1, sum(launches.values()))
     return Timed(
         worker=worker,
         contender=contender,
         median_seconds=seconds,
         rounds=rounds,
         first_call_seconds=_FIRST_CALLS[contender],
-        peak_bytes=result.fused.peak_bytes if worker == "after" else result.eager_peak_bytes,
-        kernels=kernels or None,
+        peak_bytes=measured.peak_bytes[worker],
+        kernels=tuple(Kernel(name=name, seconds=share * n) for name, n in launches.items()) or None,
     )
-
-
-def _kernels(result: StackResult, seconds: float) -> Sequence[Kernel]:
-    launches = sum(each.count for each in result.fused.launches)
-    return tuple(Kernel(name=x.name, seconds=seconds * x.count / launches) for x in result.fused.launches)
 
 
 def _tests(count: int) -> tuple[CaseResult, ...]:
