@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmdit.graph.passes.base import Opportunity, make_passes
 from mmdit.graph.report import kinds_of
+from mmdit.graph.trace import plain_graph
 
 PASSES = ("redundant_ops", "fuse_mmdit")
 INNER = "inductor"
@@ -81,7 +82,7 @@ def to_aten(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.G
     fakes = [n.meta.get("example_value", given) for n, given in zip(placeholders, example_inputs, strict=True)]
     mode = next((t.fake_mode for t in fakes if isinstance(t, FakeTensor)), nullcontext())
     with mode, torch.set_grad_enabled(torch.is_grad_enabled()):
-        made = make_fx(graph_module, pre_dispatch=True)(*fakes)
+        made = plain_graph(make_fx(graph_module, pre_dispatch=True)(*fakes))
     made.train(torch.is_grad_enabled())
     return made
 
