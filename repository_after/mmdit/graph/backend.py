@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend, register_backend
+from torch._dynamo.backends.registry import _BACKENDS, lookup_backend, register_backend
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -87,4 +87,5 @@ def to_aten(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.G
     return made
 
 
-register_backend(compiler_fn=mmdit_backend, name="mmdit")
+if "mmdit" not in _BACKENDS:  # else torch found the entry point, and registers what it loads by it
+    register_backend(compiler_fn=mmdit_backend, name="mmdit")
