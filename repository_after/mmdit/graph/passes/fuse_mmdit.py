@@ -2,12 +2,13 @@
 
 import operator
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
@@ -21,6 +22,7 @@ from mmdit.graph.passes.redundant_ops import RedundantOps
 from mmdit.graph.passes.rewrites import REWRITES, head_limit, pack_heads, per_sample
 from mmdit.ops.norm_adaln.tuning import MAX_DIM as MAX_NORM_DIM
 from mmdit.ops.pack_heads.tuning import MAX_DIM as MAX_PACK_DIM
+from mmdit.runtime.dispatch import why_not
 
 ops = torch.ops.mmdit
 OF_ANY_DTYPE = ("turns", "cos", "sin", "attn_mask")
@@ -30,8 +32,18 @@ OF_ANY_DTYPE = ("turns", "cos", "sin", "attn_mask")
 class FuseMMDiT(OptimizationPass):
     """Rewrites what computes as the vanilla parts do, however it is spelled, to the operators of torch.ops.mmdit.
 
-    What comes near and is not taken is told with the nearest pattern and the first difference.
+    What comes near and is not taken is told with the nearest pattern and the first difference. Where no kernel runs, as
+    on a CPU, the operators are PyTorch's arithmetic, computed again in backward, and slower than what they replace: the
+    details say so.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._details: dict[str, Any] = {}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return self._details
 
     def analyze(self, graph_module: fx.GraphModule) -> list[Opportunity]:
         return _Rewrite(graph_module).run()
@@ -42,6 +54,9 @@ class FuseMMDiT(OptimizationPass):
         rewrite = _Rewrite(graph_module)
         rewrite.run()
         rewrite.graph_module.recompile()
+        obstacle = next(map(why_not, rewrite.floats()), None)
+        if obstacle is not None:
+            self._details["train" if graph_module.training else "eval"] = {"slower_as_no_kernel_runs": obstacle}
         return rewrite.graph_module
 
 
@@ -51,12 +66,16 @@ class _Rewrite:
 
     graph_module: fx.GraphModule
 
+    def floats(self) -> Iterator[Tensor]:
+        """The values of floating-point inputs, fake as they are."""
+        values = [node.meta.get("val") for node in self.graph_module.graph.find_nodes(op="placeholder")]
+        return (t for t in values if isinstance(t, Tensor) and t.is_floating_point())
+
     def run(self) -> list[Opportunity]:
         self.graph_module = RedundantOps()(self.graph_module).graph_module  # a pattern has each value once
         self.graph = self.graph_module.graph
         self.effects = find_effects(self.graph_module)
-        values = [node.meta.get("val") for node in self.graph.nodes if node.op == "placeholder"]
-        self.mode = next((t.fake_mode for t in values if isinstance(t, FakeTensor)), nullcontext())
+        self.mode = next((t.fake_mode for t in self.floats() if isinstance(t, FakeTensor)), nullcontext())
         self.found: list[Opportunity] = []
         self.covered: set[fx.Node] = set()
         self.silent: set[fx.Node] = set()  # made here, or told already
