@@ -3,6 +3,7 @@
 mmdit.graph is imported inside the tests, where it is the tree under test's.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
@@ -31,6 +32,12 @@ class Everything(nn.Module):
         h = F.silu(self.batch_norm(self.up(self.norm(x))))
         h = self.dropout(self.down(h))
         return x + h, (h * 2).sum(1)
+
+
+def operators(graph_module: fx.GraphModule) -> dict[str, int]:
+    """How many fused operators stand in a graph, by name; attention with and without what backward needs is one."""
+    names = [str(node.target) for node in graph_module.graph.nodes if str(node.target).startswith("mmdit.")]
+    return dict(Counter(name.split(".")[1].removesuffix("_forward") for name in names))
 
 
 def calls(graph_module: fx.GraphModule, *targets: Any) -> list[fx.Node]:

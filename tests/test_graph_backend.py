@@ -1,8 +1,12 @@
 """SPEC G8: torch.compile(backend="mmdit")."""
 
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,12 +76,37 @@ def test_inductor_takes_what_is_left() -> None:
         assert_close(got, wanted, TOLERANCE[torch.float32])
 
 
-def test_it_is_registered_on_import_and_by_entry_point() -> None:
+def entry_point() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["entry-points"]["torch_dynamo_backends"]["mmdit"]
+
+
+def test_it_is_registered_on_import_and_named_as_an_entry_point() -> None:
     graph_package()
     assert "mmdit" in torch._dynamo.list_backends()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    module, _, name = project["entry-points"]["torch_dynamo_backends"]["mmdit"].partition(":")
+    module, _, name = entry_point().partition(":")
     assert callable(getattr(import_module(module), name))
+
+
+UNIMPORTED = """
+import sys, torch
+assert "mmdit" not in sys.modules
+x = torch.randn(3, 4)
+assert torch.equal(torch.compile(torch.sin, backend="mmdit", options={"inner": "eager"})(x), torch.sin(x))
+assert len(sys.modules["mmdit.graph"].compilations()) == 1
+"""
+
+
+@pytest.mark.slow
+def test_an_installed_package_needs_no_import(tree: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "mmdit_kata-0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mmdit-kata\nVersion: 0\n")
+    (installed / "entry_points.txt").write_text(f"[torch_dynamo_backends]\nmmdit = {entry_point()}\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), str(tmp_path)))}
+    command = [sys.executable, "-P", "-c", UNIMPORTED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_passes_and_their_options_are_chosen_and_unknown_ones_raise() -> None:

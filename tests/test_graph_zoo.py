@@ -1,6 +1,7 @@
 """SPEC G5, G6: models without a fused form are never made wrong, and it is told what nearly had one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.graph_models import graph_package
+from tests.look_alikes import JointBlock
 
 pytestmark = pytest.mark.upgrade
 
@@ -78,11 +80,21 @@ class Checkpointed(nn.Module):
         return x + checkpoint(self.body, x, use_reentrant=False)
 
 
+class VisionTransformer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches, self.position = nn.Conv2d(2, width, 3, 3), nn.Parameter(torch.randn(1, 4, width))
+        self.layer, self.head = nn.TransformerEncoderLayer(width, 2, 16, batch_first=True), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.patches(x).flatten(2).mT + self.position).mean(1))
+
+
 def image() -> Tensor:
     return torch.randn(3, 2, 6, 6)
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 6)), lambda: torch.randn(4, 6)),
     "cnn": (
         lambda: nn.Sequential(
@@ -93,6 +105,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "residual-network": (lambda: nn.Sequential(BasicBlock(2), BasicBlock(2)), image),
     "gpt": (lambda: GPT(8, 2, 2), lambda: torch.randint(0, 11, (3, 5))),
     "encoder-layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), lambda: torch.randn(3, 5, 8)),
+    "vision-transformer": (lambda: VisionTransformer(8), image),
+    "joint-block": (
+        lambda: JointBlock(16, 2, 7),
+        lambda: (torch.randn(3, 7, 16), torch.randn(3, 5, 16), torch.randn(3, 16)),
+    ),
     "data-dependent-size": (BySize, lambda: torch.randn(4, 6)),
     "checkpointed": (Checkpointed, lambda: torch.randn(6, 4)),
     "lstm": (lambda: nn.LSTM(6, 4, batch_first=True), lambda: torch.randn(3, 5, 6)),

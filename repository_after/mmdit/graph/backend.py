@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend, register_backend
+from torch._dynamo.backends.registry import _BACKENDS, lookup_backend, register_backend
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmdit.graph.passes.base import Opportunity, make_passes
 from mmdit.graph.report import kinds_of
+from mmdit.graph.trace import plain_graph
 
 PASSES = ("redundant_ops", "fuse_mmdit")
 INNER = "inductor"
@@ -81,9 +82,10 @@ def to_aten(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.G
     fakes = [n.meta.get("example_value", given) for n, given in zip(placeholders, example_inputs, strict=True)]
     mode = next((t.fake_mode for t in fakes if isinstance(t, FakeTensor)), nullcontext())
     with mode, torch.set_grad_enabled(torch.is_grad_enabled()):
-        made = make_fx(graph_module, pre_dispatch=True)(*fakes)
+        made = plain_graph(make_fx(graph_module, pre_dispatch=True)(*fakes))
     made.train(torch.is_grad_enabled())
     return made
 
 
-register_backend(compiler_fn=mmdit_backend, name="mmdit")
+if "mmdit" not in _BACKENDS:  # else torch found the entry point, and registers what it loads by it
+    register_backend(compiler_fn=mmdit_backend, name="mmdit")

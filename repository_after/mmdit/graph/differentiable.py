@@ -8,11 +8,13 @@ from torch import Tensor
 
 from mmdit.ops.gated_residual import op as gated_residual  # noqa: F401  registers the operator
 from mmdit.ops.gated_residual.reference import gated_residual_reference
+from mmdit.ops.joint_attention import op as joint_attention  # noqa: F401
+from mmdit.ops.joint_attention.reference import joint_attention_reference
 from mmdit.ops.pack_heads import op as pack_heads  # noqa: F401
 from mmdit.ops.pack_heads.reference import pack_heads_reference
 
 
-def _register(name: str, reference: Callable[..., tuple[Tensor, ...]]) -> None:
+def _register(name: str, reference: Callable[..., Any]) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
         ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
@@ -24,7 +26,9 @@ def _register(name: str, reference: Callable[..., tuple[Tensor, ...]]) -> None:
         for i, saved in zip(ctx.places, ctx.saved_tensors, strict=True):
             inputs[i] = saved.detach().requires_grad_(i in wanted)
         with torch.enable_grad():
-            outputs = [(out, grad) for out, grad in zip(reference(*inputs), grads, strict=True) if out.requires_grad]
+            outputs = reference(*inputs)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            outputs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
         found = torch.autograd.grad(
             [out for out, _ in outputs],
             [inputs[i] for i in wanted],
@@ -39,3 +43,4 @@ def _register(name: str, reference: Callable[..., tuple[Tensor, ...]]) -> None:
 
 _register("gated_residual", gated_residual_reference)
 _register("pack_heads", pack_heads_reference)
+_register("joint_attention", joint_attention_reference)  # without what backward needs: for evaluation

@@ -67,6 +67,14 @@ def source(node: Any) -> Any:
     return node
 
 
+def is_cast(node: Any) -> bool:
+    """Whether a node gives floats in another precision."""
+    if not isinstance(node, fx.Node) or node.target not in (aten.to.dtype, aten._to_copy.default):
+        return False
+    dtypes = dtype_of(node), dtype_of(node.args[0])
+    return all(dtype is not None and dtype.is_floating_point for dtype in dtypes)
+
+
 def base(node: Any) -> Any:
     """Under all reshapes, and what changes nothing between them."""
     while isinstance(node, fx.Node) and node.target in (*RESHAPES, *SAME):

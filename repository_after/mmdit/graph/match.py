@@ -5,7 +5,7 @@ commute, that there are many spellings of one reshape, and to say what was diffe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from mmdit.graph import vanilla
-from mmdit.graph.expression import COMMUTATIVE, dtype_of, express, same_size, shape_of, source
+from mmdit.graph.expression import COMMUTATIVE, dtype_of, express, is_cast, same_size, shape_of, source
 from mmdit.graph.trace import trace
 from mmdit.graph.vanilla import Spelling
 
@@ -98,7 +98,19 @@ def find(graph: fx.Graph, spelling: Spelling) -> tuple[list[Match], list[NearMis
 def _match(spelling: Spelling, node: fx.Node, wanted: fx.Graph, state: _State) -> Match:
     arguments = {n.name: state.nodes[n] for n in wanted.nodes if n.op == "placeholder" and n in state.nodes}
     inside = tuple(t for p, t in state.nodes.items() if p.op == "call_function" and isinstance(t, fx.Node))
-    return Match(spelling, node, arguments, state.numbers, inside)
+    return _narrowed(Match(spelling, node, arguments, state.numbers, inside))
+
+
+def _narrowed(match: Match) -> Match:
+    """What is computed in fp32 between a cast of 16-bit arguments and a cast back, as of those arguments."""
+    user = next(iter(match.result.users), None)
+    narrow = dtype_of(user)
+    if len(match.result.users) != 1 or not is_cast(user) or narrow.itemsize >= dtype_of(match.result).itemsize:
+        return match
+    arguments = {
+        n: a.args[0] if is_cast(a) and dtype_of(a.args[0]) == narrow else a for n, a in match.arguments.items()
+    }
+    return replace(match, result=user, arguments=arguments, inside=(*match.inside, user))
 
 
 class _Search:
@@ -126,6 +138,9 @@ class _Search:
 
     def _call(self, wanted: fx.Node, got: fx.Node, state: _State) -> Iterator[_State]:
         a, b = express(wanted), express(got)
+        if a.name != b.name and is_cast(got):  # patterns are of one precision
+            yield from self.unify(wanted, got.args[0], state)
+            return
         if a.name != b.name or len(a.inputs) != len(b.inputs):
             self._missed(state, f"expected {a.name}, got {b.name} at {got.name}")
             return
@@ -156,19 +171,20 @@ class _Search:
 
     def _argument(self, wanted: fx.Node, got: Any, state: _State) -> Iterator[_State]:
         shape, actual = shape_of(wanted), shape_of(got)
-        state = state.copy()
         if wanted.name == "bias" and got is None:
+            state = state.copy()
             state.nodes[wanted] = None
             yield state
             return
         complex_ = (dtype_of(wanted) or torch.float32).is_complex
-        fits = actual is not None and len(actual) == len(shape) and (dtype_of(got) or torch.bool).is_complex == complex_
-        if fits and self._sizes(shape, actual, state):
-            state.nodes[wanted] = got
-            yield state
-        else:
-            expected = _spelled(shape)
-            self._missed(state, f"expected {wanted.name} {expected}, got {got} of {actual}")
+        for allowed in (shape, vanilla.ALSO.get(wanted.name, shape)):
+            found = state.copy()
+            fits = actual is not None and (dtype_of(got) or torch.bool).is_complex == complex_
+            if fits and self._sizes(allowed, actual, found):
+                found.nodes[wanted] = got
+                yield found
+                return
+        self._missed(state, f"expected {wanted.name} {_spelled(shape)}, got {got} of {actual}")
 
     def _number(self, wanted: Any, got: Any, state: _State) -> Iterator[_State]:
         state = state.copy()

@@ -4,23 +4,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
-from xml.sax.saxutils import escape
 
 from torch import fx
 
 from mmdit.graph.measure import Cost
 from mmdit.graph.passes.base import Opportunity
-
-COLOURS = {
-    "placeholder": "#cfe8cf",
-    "get_attr": "#e6e6e6",
-    "call_function": "#cfdcf2",
-    "call_method": "#dccff2",
-    "call_module": "#f2e3cf",
-    "output": "#cfe8cf",
-}
-FUSED = "#f2b8b8"
-ROW, WIDTH, HEIGHT, LANES = 24, 200, 18, 3
+from mmdit.graph.picture import draw
 
 
 @dataclass(frozen=True)
@@ -106,35 +95,4 @@ class Report:
 
     def to_svg(self, mode: str = "eval") -> str:
         """The graph before the passes, left, and after them, right; fused operators in red."""
-        pictures = [self._before[mode], self._after[mode]]
-        columns = [_column(g, i * (WIDTH + 120) + 60) for i, g in enumerate(pictures)]
-        height = ROW * (max(len(g.graph.nodes) for g in pictures) + 2)
-        head = "".join(
-            f'<text x="{i * (WIDTH + 120) + 60}" y="14" font-weight="bold">{title}: {len(g.graph.nodes)} nodes</text>'
-            for i, (title, g) in enumerate(zip(("before", "after"), pictures, strict=True))
-        )
-        size = f'width="{2 * (WIDTH + 120)}" height="{height}"'
-        body = head + "".join(columns)
-        return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="monospace" font-size="10">{body}</svg>'
-
-
-def _column(graph_module: fx.GraphModule, left: int) -> str:
-    """One box a node, in their order; an edge is a curve at the left, the further out the longer it is."""
-    rows = {node: i + 1 for i, node in enumerate(graph_module.graph.nodes)}
-    parts = []
-    for node, row in rows.items():
-        middle = row * ROW + HEIGHT / 2
-        for source in node.all_input_nodes:
-            above = rows[source] * ROW + HEIGHT / 2
-            bend = left - min(50, 6 + (row - rows[source]) * LANES)
-            parts.append(f'<path d="M{left} {above} Q{bend} {(above + middle) / 2} {left} {middle}" fill="none" ')
-            parts.append('stroke="#888"/>')
-        colour = FUSED if is_fused(node) else COLOURS[node.op]
-        parts.append(f'<rect x="{left}" y="{row * ROW}" width="{WIDTH}" height="{HEIGHT}" fill="{colour}"/>')
-        label = node.name if node.op != "call_function" else f"{node.name}: {_short(node)}"
-        parts.append(f'<text x="{left + 4}" y="{row * ROW + 12}">{escape(label[:34])}</text>')
-    return "".join(parts)
-
-
-def _short(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))
+        return draw(f"{self.model}, {mode}", self._before[mode], self._after[mode], is_fused)

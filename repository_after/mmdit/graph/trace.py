@@ -90,10 +90,10 @@ def _export(model: nn.Module, arguments: Arguments, fixed: bool) -> Traced:
         why = f"a batch of {batch} is fixed: torch.export takes 0 and 1 for constants"
     else:
         try:
-            return Traced(_plain_graph(_exported(model, arguments, batch)), None)
+            return Traced(plain_graph(_exported(model, arguments, batch)), None)
         except Exception as error:  # told by the export of the fixed size, should that fail too
             why = f"not exportable for any batch size: {str(error).splitlines()[0]}"
-    return Traced(_plain_graph(_exported(model, arguments, None)), why)
+    return Traced(plain_graph(_exported(model, arguments, None)), why)
 
 
 def _exported(model: nn.Module, arguments: Arguments, batch: int | None) -> fx.GraphModule:
@@ -110,7 +110,7 @@ def _exported(model: nn.Module, arguments: Arguments, batch: int | None) -> fx.G
     return program.module(check_guards=False)
 
 
-def _plain_graph(exported: fx.GraphModule) -> fx.GraphModule:
+def plain_graph(exported: fx.GraphModule) -> fx.GraphModule:
     """The exported graph in a module that may be put into training and evaluation mode, without what only checks."""
     graph_module = copy_graph(exported)
     graph = graph_module.graph

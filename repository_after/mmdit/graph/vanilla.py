@@ -42,6 +42,10 @@ def rms_norm_by_division(x: Tensor, weight: Tensor) -> Tensor:
     return x / torch.sqrt(x.square().mean(-1, keepdim=True) + RMS_EPS) * weight
 
 
+def rms_norm_without_weight(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_EPS)
+
+
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.transpose(-2, -1) * DH**-0.5, -1) @ v
 
@@ -61,6 +65,14 @@ def modulated_layer_norm_spread(x: Tensor, scale: Tensor, shift: Tensor) -> Tens
 
 def modulated_layer_norm_addcmul(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, (D,), eps=EPS), 1 + scale)
+
+
+def modulated_affine_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, (D,), weight, bias, EPS) * (1 + scale) + shift
+
+
+def modulated_rms_norm_without_weight(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.rms_norm(x, (D,), None, RMS_EPS) * (1 + scale) + shift
 
 
 def modulated_rms_norm(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
@@ -95,6 +107,26 @@ def heads_complex(q: Tensor, k: Tensor, q_norm: Tensor, k_norm: Tensor, turns: T
 
 def heads_real(q: Tensor, k: Tensor, q_norm: Tensor, k_norm: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return rotate_real(normed(q, q_norm), cos, sin), rotate_real(normed(k, k_norm), cos, sin)
+
+
+def turned_complex(t: Tensor, norm: Tensor, turns: Tensor) -> Tensor:
+    return rotate_complex(normed(t, norm), turns)
+
+
+def turned_real(t: Tensor, norm: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return rotate_real(normed(t, norm), cos, sin)
+
+
+def joined_turned_complex(t: Tensor, norm: Tensor, turns: Tensor, c_t: Tensor, c_norm: Tensor) -> Tensor:
+    return torch.cat([turned_complex(t, norm, turns), normed(c_t, c_norm)], 2)
+
+
+def joined_turned_real(t: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, c_t: Tensor, c_norm: Tensor) -> Tensor:
+    return torch.cat([turned_real(t, norm, cos, sin), normed(c_t, c_norm)], 2)
+
+
+def joined_split(t: Tensor, c_t: Tensor) -> Tensor:
+    return torch.cat([split_heads(t), split_heads(c_t)], 2)
 
 
 def joint_mask(attn_mask: Tensor) -> Tensor:
@@ -215,12 +247,16 @@ QKV = dict.fromkeys("qkv", (B, H, S, DH))
 MASK = {"attn_mask": (B, L, L)}
 PROJECTION = {"h": (B, L, 19), "weight": (D, 19), "bias": VECTOR}
 RMS = {"x": ROW, "weight": VECTOR}
+HEAD, CONTEXT_HEAD = {"t": ROW, "norm": VECTOR}, {"c_t": (B, C, D), "c_norm": VECTOR}
+# Other shapes that an argument may have: rotations of each sample's own.
+ALSO = dict.fromkeys(("turns", "cos", "sin"), (B, 1, L, DH // 2))
 
 # First what PyTorch has an operator of its own for, so that the rest need not spell it in all ways.
 OPERATORS = (
     Spelling("RMS norm", rms_norm, RMS),
     Spelling("RMS norm", rms_norm_weight_first, RMS),
     Spelling("RMS norm", rms_norm_by_division, RMS),
+    Spelling("RMS norm", rms_norm_without_weight, {"x": ROW}),
     Spelling("softmax attention", softmax_attention, QKV),
     Spelling("softmax attention", softmax_of_scaled_queries, QKV),
 )
@@ -236,7 +272,9 @@ FUSED = (
     Spelling("modulated LayerNorm", modulated_layer_norm, MODULATED),
     Spelling("modulated LayerNorm", modulated_layer_norm_spread, MODULATED),
     Spelling("modulated LayerNorm", modulated_layer_norm_addcmul, MODULATED),
+    Spelling("modulated LayerNorm", modulated_affine_layer_norm, MODULATED | {"weight": VECTOR, "bias": VECTOR}),
     Spelling("modulated RMSNorm", modulated_rms_norm, MODULATED | {"weight": VECTOR}),
+    Spelling("modulated RMSNorm", modulated_rms_norm_without_weight, MODULATED),
     Spelling(
         "gated residual of a normed projection",
         gated_normed_projection,
@@ -245,4 +283,15 @@ FUSED = (
     Spelling("residual of a normed projection", normed_projection, {"residual": ROW, **PROJECTION, "norm": VECTOR}),
     Spelling("gated residual of a projection", gated_projection, {"residual": ROW, "gate": PER_SAMPLE, **PROJECTION}),
     Spelling("gated residual", gated_branch, {"residual": ROW, "gate": PER_SAMPLE, "branch": ROW}),
+)
+# What attention begins with, for attention that is none of those above; with a context first, which holds the rest.
+TURNED = (
+    Spelling("heads", joined_turned_complex, HEAD | TURNS | CONTEXT_HEAD, ("turns",)),
+    Spelling("heads", joined_turned_real, HEAD | ANGLES | CONTEXT_HEAD),
+    Spelling("heads", turned_complex, HEAD | TURNS, ("turns",)),
+    Spelling("heads", turned_real, HEAD | ANGLES),
+)
+SPLIT = (
+    Spelling("heads", joined_split, {"t": ROW, "c_t": (B, C, D)}),
+    Spelling("heads", split_heads, {"t": ROW}),
 )

@@ -1,35 +1,49 @@
 """MMDiT's parts as fused operators: modulated norms, attention from projections to joined heads, gated residuals."""
 
 import operator
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
 import mmdit.graph.differentiable  # noqa: F401  so that what is fused can be trained
 from mmdit.graph import vanilla
-from mmdit.graph.effects import Effects, find_effects
+from mmdit.graph.effects import find_effects
 from mmdit.graph.expression import aten, base, dtype_of, express, source
 from mmdit.graph.match import Match, NearMiss, find
 from mmdit.graph.passes.base import Opportunity, OptimizationPass, register_pass
 from mmdit.graph.passes.redundant_ops import RedundantOps
-from mmdit.ops.joint_attention.op import MAX_HEAD_DIM, MAX_TRAINED_HEAD_DIM
+from mmdit.graph.passes.rewrites import REWRITES, head_limit, pack_heads, per_sample
 from mmdit.ops.norm_adaln.tuning import MAX_DIM as MAX_NORM_DIM
 from mmdit.ops.pack_heads.tuning import MAX_DIM as MAX_PACK_DIM
+from mmdit.runtime.dispatch import why_not
 
 ops = torch.ops.mmdit
-Emit = Callable[..., fx.Node]
+OF_ANY_DTYPE = ("turns", "cos", "sin", "attn_mask")
 
 
 @register_pass("fuse_mmdit")
 class FuseMMDiT(OptimizationPass):
     """Rewrites what computes as the vanilla parts do, however it is spelled, to the operators of torch.ops.mmdit.
 
-    What comes near and is not taken is told with the nearest pattern and the first difference.
+    What comes near and is not taken is told with the nearest pattern and the first difference. Where no kernel runs, as
+    on a CPU, the operators are PyTorch's arithmetic, computed again in backward, and slower than what they replace: the
+    details say so.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._details: dict[str, Any] = {}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return self._details
 
     def analyze(self, graph_module: fx.GraphModule) -> list[Opportunity]:
         return _Rewrite(graph_module).run()
@@ -40,6 +54,9 @@ class FuseMMDiT(OptimizationPass):
         rewrite = _Rewrite(graph_module)
         rewrite.run()
         rewrite.graph_module.recompile()
+        obstacle = next(map(why_not, rewrite.floats()), None)
+        if obstacle is not None:
+            self._details["train" if graph_module.training else "eval"] = {"slower_as_no_kernel_runs": obstacle}
         return rewrite.graph_module
 
 
@@ -49,10 +66,16 @@ class _Rewrite:
 
     graph_module: fx.GraphModule
 
+    def floats(self) -> Iterator[Tensor]:
+        """The values of floating-point inputs, fake as they are."""
+        values = [node.meta.get("val") for node in self.graph_module.graph.find_nodes(op="placeholder")]
+        return (t for t in values if isinstance(t, Tensor) and t.is_floating_point())
+
     def run(self) -> list[Opportunity]:
         self.graph_module = RedundantOps()(self.graph_module).graph_module  # a pattern has each value once
         self.graph = self.graph_module.graph
         self.effects = find_effects(self.graph_module)
+        self.mode = next((t.fake_mode for t in self.floats() if isinstance(t, FakeTensor)), nullcontext())
         self.found: list[Opportunity] = []
         self.covered: set[fx.Node] = set()
         self.silent: set[fx.Node] = set()  # made here, or told already
@@ -65,22 +88,24 @@ class _Rewrite:
                 before = misses.get(miss.result)
                 if before is None or miss.reached > before.reached:
                     misses[miss.result] = miss
+        self._take_heads()
         self._merge_norms()
         for node, miss in misses.items():
             if node not in self.covered | self.silent and not node._erased:
                 told = f"nearest pattern {miss.spelling.function.__name__}: {miss.difference}"
                 self.found.append(Opportunity(miss.spelling.name, (node.name,), "fuse", told))
+        told = "nearest pattern modulated_layer_norm: expected a scale and a shift, got PyTorch's own operator alone"
+        for node in self.graph.find_nodes(op="call_function", target=aten.layer_norm.default):
+            if len(node.args) > 2 and isinstance(node.args[2], fx.Node) and not node.users.keys() & misses.keys():
+                self.found.append(Opportunity("LayerNorm", (node.name,), "fuse", told))
         return self.found
 
     def _take(self, match: Match) -> None:
         """Put the fused operators in the place of a match, or tell why not."""
         if match.result in self.covered:
             return
-        rewrite = REWRITES[match.spelling.name]
-        action, refused = (
-            f"to {rewrite.__name__.removeprefix('_')}",
-            _refusal(match, self.effects, self.graph_module.training),
-        )
+        rewrite, refused = REWRITES[match.spelling.name], self._refusal(match)
+        action = f"to {rewrite.__name__.removeprefix('_')}"
         if refused is None:
             with self.graph.inserting_before(match.result):
                 made = rewrite(match, self._emit, self.graph_module.training)
@@ -91,12 +116,96 @@ class _Rewrite:
         self.silent.add(match.result)
         self.found.append(Opportunity(match.spelling.name, (match.result.name,), action, refused))
 
-    def _emit(self, target: Any, *args: Any) -> fx.Node:
+    def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A call, with the fake value that it gives."""
-        node = self.graph.call_function(target, args)
+        node = self.graph.call_function(target, args, kwargs)
         self.silent.add(node)
-        node.meta["val"] = target(*tree_map(lambda a: a.meta["val"] if isinstance(a, fx.Node) else a, args))
+        values = tree_map(lambda a: a.meta["val"] if isinstance(a, fx.Node) else a, args)
+        with self.mode:
+            node.meta["val"] = target(*values, **kwargs)
         return node
+
+    def _take_heads(self) -> None:
+        """Pack the queries, keys and values of attention that is none of the patterns', where all three are found."""
+        groups: dict[Any, list[Match]] = defaultdict(list)
+        taken: set[fx.Node] = set()
+        for spelling in (*vanilla.TURNED, *vanilla.SPLIT):
+            for match in find(self.graph, spelling)[0]:
+                own = {match.result, *match.inside}
+                if taken.isdisjoint(own):
+                    taken |= own
+                    groups[tuple(_origin(match.arguments.get(name)) for name in ("t", "c_t"))].append(match)
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        for matches in groups.values():
+            split = [match for match in matches if "norm" not in match.arguments]
+            turned = [match for match in matches if "norm" in match.arguments]
+            turned.sort(key=lambda m: (express(source(m.arguments["t"])).name, order[m.result]))
+            if (len(turned), len(split)) == (2, 1):
+                self._pack(*turned, *split, order)
+
+    def _pack(self, q: Match, k: Match, v: Match, order: dict[fx.Node, int]) -> None:
+        results = [match.result for match in (q, k, v)]
+        last = max(results, key=order.__getitem__)
+        refused = next(filter(None, map(self._refusal, (q, k, v))), None)
+        if refused is None and any(order[user] <= order[last] for node in results for user in node.users):
+            refused = "used before all three are there"
+        told = (q.arguments.get(n) is k.arguments.get(n) for n in ("turns", "cos", "sin"))
+        if refused is None and not (all(told) and q.numbers == k.numbers):
+            refused = "queries and keys are not normed and turned alike"
+        self.found.append(Opportunity("heads", tuple(n.name for n in results), "to pack_heads", refused))
+        if refused is not None:
+            return
+        arguments = {**q.arguments, "q_norm": q.arguments["norm"], "k_norm": k.arguments["norm"]}
+        arguments |= {name: match.arguments["t"] for name, match in zip("qkv", (q, k, v), strict=True)}
+        if "c_t" in arguments:
+            arguments |= {f"c_{name}": match.arguments["c_t"] for name, match in zip("qkv", (q, k, v), strict=True)}
+            arguments |= {"c_q_norm": q.arguments["c_norm"], "c_k_norm": k.arguments["c_norm"]}
+        self._tell_attention(results[0])
+        with self.graph.inserting_before(last.next):
+            packed = pack_heads(arguments, q.numbers, self._emit)
+        for node, made in zip(results, packed, strict=True):
+            node.replace_all_uses_with(made)
+            self.covered.add(node)
+            _erase_unused(self.graph, node)
+
+    def _tell_attention(self, query: fx.Node) -> None:
+        """What kind of attention takes the query, if not PyTorch's own operator, which has been told of."""
+        users = list(query.users)
+        for user in users:
+            if (
+                user.target is torch.ops.higher_order.wrap_with_autocast
+            ):  # (device, dtype, on, cache, body, *its inputs)
+                body = getattr(self.graph_module, user.args[4].target).graph
+                inputs = body.find_nodes(op="placeholder")
+                users += inputs[user.args.index(query) - 5].users
+        got = sorted({str(user.target) for user in users if isinstance(user.target, torch._ops.OpOverload)})
+        wanted = str(aten.scaled_dot_product_attention.default)
+        if wanted not in got:
+            told = f"nearest pattern self_attention_complex: expected {wanted} of the query, got {', '.join(got)}"
+            self.found.append(Opportunity("attention", (query.name,), "fuse", told))
+
+    def _refusal(self, match: Match) -> str | None:
+        """Why a match cannot be rewritten, or None."""
+        written = frozenset().union(*(effect.writes for effect in self.effects.of.values()))
+        nodes = (*match.inside, *match.arguments.values())
+        for node in nodes:
+            known = self.effects.of.get(node)
+            if known and known.gives & written and node.op not in ("placeholder", "get_attr"):
+                return f"{node.name} is written to"
+            if known and known.obstacle and node in match.inside:
+                return f"{node.name}: {known.obstacle}"
+        arguments = [a for name, a in match.arguments.items() if isinstance(a, fx.Node) and name not in OF_ANY_DTYPE]
+        if len({dtype_of(a) for a in (match.result, *arguments)}) > 1:
+            return "arguments of different dtypes"
+        if any(isinstance(match.numbers.get(n, 0), torch.SymInt) for n in ("D", "H", "Dh", "C")):
+            return "a size that varies, other than the batch"
+        if "attn_mask" in match.arguments and match.numbers["Dh"] > head_limit(match, self.graph_module.training):
+            return "a mask, and no kernel for the head dim"
+        limits = {"modulated LayerNorm": MAX_NORM_DIM, "modulated RMSNorm": MAX_NORM_DIM, "RMS norm": None}
+        limit = limits.get(match.spelling.name, MAX_PACK_DIM)
+        if limit is not None and match.numbers.get("D", 0) > limit:
+            return f"a row of more than {limit}"
+        return None
 
     def _merge_norms(self) -> None:
         """A modulated LayerNorm of a gated residual's result is the residual's second result."""
@@ -124,104 +233,7 @@ class _Rewrite:
             _erase_unused(self.graph, x)
 
     def _row(self, modulation: fx.Node) -> fx.Node:
-        return _per_sample(modulation, self._emit)
-
-
-def _refusal(match: Match, effects: Effects, training: bool) -> str | None:
-    """Why a match cannot be rewritten, or None."""
-    written = frozenset().union(*(effect.writes for effect in effects.of.values()))
-    nodes = (*match.inside, *match.arguments.values())
-    for node in nodes:
-        known = effects.of.get(node)
-        if known and known.gives & written and node.op not in ("placeholder", "get_attr"):
-            return f"{node.name} is written to"
-        if known and known.obstacle and node in match.inside:
-            return f"{node.name}: {known.obstacle}"
-    arguments = [
-        a for name, a in match.arguments.items() if isinstance(a, fx.Node) and name not in ("turns", "attn_mask")
-    ]
-    if len({dtype_of(a) for a in arguments}) > 1:
-        return "arguments of different dtypes"
-    if any(isinstance(match.numbers.get(n, 0), torch.SymInt) for n in ("D", "H", "Dh", "C")):
-        return "a size that varies, other than the batch"
-    if "attn_mask" in match.arguments and match.numbers["Dh"] > _head_limit(match, training):
-        return "a mask, and no kernel for the head dim"
-    limits = {"modulated LayerNorm": MAX_NORM_DIM, "modulated RMSNorm": MAX_NORM_DIM, "RMS norm": None}
-    limit = limits.get(match.spelling.name, MAX_PACK_DIM)
-    if limit is not None and match.numbers.get("D", 0) > limit:
-        return f"a row of more than {limit}"
-    return None
-
-
-def _head_limit(match: Match, training: bool) -> int:
-    """The widest heads that attention has a kernel for."""
-    return (MAX_TRAINED_HEAD_DIM if training else MAX_HEAD_DIM).get(dtype_of(match.arguments["q"]), 0)
-
-
-def _per_sample(modulation: Any, emit: Emit) -> Any:
-    """(B, D) of (B, 1, D)."""
-    return emit(aten.squeeze.dim, modulation, 1)
-
-
-def _rms_norm(match: Match, emit: Emit, training: bool) -> fx.Node:
-    x, weight = match.arguments["x"], match.arguments["weight"]
-    return emit(aten.rms_norm.default, x, [match.numbers["D"]], weight, match.numbers["rms_eps"])
-
-
-def _scaled_dot_product_attention(match: Match, emit: Emit, training: bool) -> fx.Node:
-    q, k, v = (match.arguments[name] for name in "qkv")
-    return emit(aten.scaled_dot_product_attention.default, q, k, v)
-
-
-def _norm_adaln(match: Match, emit: Emit, training: bool) -> fx.Node:
-    a = match.arguments
-    center = match.spelling.name == "modulated LayerNorm"
-    eps = match.numbers["eps" if center else "rms_eps"]
-    return emit(ops.norm_adaln.default, a["x"], a["scale"], a["shift"], a.get("weight"), eps, center)
-
-
-def _gated_residual(match: Match, emit: Emit, training: bool) -> fx.Node:
-    a = match.arguments
-    branch = a["branch"] if "branch" in a else emit(aten.linear.default, a["h"], a["weight"])
-    gate = _per_sample(a["gate"], emit) if "gate" in a else None
-    rms_eps = match.numbers.get("rms_eps", 0.0)
-    arguments = (branch, a["residual"], a.get("bias"), gate, a.get("norm"), None, None, rms_eps, 1e-6)
-    return emit(operator.getitem, emit(ops.gated_residual.default, *arguments), 0)
-
-
-def _joint_attention(match: Match, emit: Emit, training: bool) -> fx.Node:
-    a, sizes = match.arguments, match.numbers
-    qkv = _joined(a["q"], a["k"], a["v"], emit)
-    context = _joined(a["c_q"], a["c_k"], a["c_v"], emit) if "c_q" in a else None
-    if "turns" in a:
-        parts = emit(aten.view_as_real.default, a["turns"])
-        cos, sin = emit(aten.select.int, parts, -1, 0), emit(aten.select.int, parts, -1, 1)
-    else:
-        cos, sin = a["cos"], a["sin"]
-    norms = (a["q_norm"], a["k_norm"], a.get("c_q_norm"), a.get("c_k_norm"))
-    packed = emit(ops.pack_heads.default, qkv, context, *norms, cos, sin, None, 0, sizes["H"], sizes["rms_eps"])
-    heads = [emit(operator.getitem, packed, i) for i in range(3)]
-    mask = emit(aten.ne.Scalar, a["attn_mask"], 0) if "attn_mask" in a else None
-    if sizes["Dh"] <= _head_limit(match, training):
-        out = emit(ops.joint_attention_forward.default, *heads, mask, sizes.get("C", 0))
-        return emit(operator.getitem, out, 0)
-    attended = emit(aten.scaled_dot_product_attention.default, *heads)
-    return emit(aten.flatten.using_ints, emit(aten.transpose.int, attended, 1, 2), 2)
-
-
-def _joined(q: fx.Node, k: fx.Node, v: fx.Node, emit: Emit) -> fx.Node:
-    """(B, rows, 3 D) of three (B, rows, D): what they are parts of, or one product in the place of three."""
-    parts = [express(source(t)) for t in (q, k, v)]
-    wholes = {part.inputs[0] for part in parts if part.inputs and isinstance(part.inputs[0], fx.Node)}
-    thirds = [part.name.startswith(f"part {i} of") and part.numbers == (2,) for i, part in enumerate(parts)]
-    if len(wholes) == 1 and all(thirds) and wholes.copy().pop().meta["val"].shape[2] == 3 * q.meta["val"].shape[2]:
-        return wholes.pop()
-    linears = [source(t) for t in (q, k, v)]
-    products = all(n.target is aten.linear.default and len(n.args) == 3 for n in linears)
-    if products and len({base(n.args[0]) for n in linears}) == 1:
-        weight, bias = (emit(aten.cat.default, [n.args[i] for n in linears]) for i in (1, 2))
-        return emit(aten.linear.default, linears[0].args[0], weight, bias)
-    return emit(aten.cat.default, [q, k, v], -1)
+        return per_sample(modulation, self._emit)
 
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
@@ -234,15 +246,12 @@ def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
         _erase_unused(graph, source_)
 
 
-REWRITES: dict[str, Callable[[Match, Emit, bool], fx.Node]] = {
-    "RMS norm": _rms_norm,
-    "softmax attention": _scaled_dot_product_attention,
-    "modulated LayerNorm": _norm_adaln,
-    "modulated RMSNorm": _norm_adaln,
-    "joint attention": _joint_attention,
-    "self attention": _joint_attention,
-    "gated residual of a normed projection": _gated_residual,
-    "residual of a normed projection": _gated_residual,
-    "gated residual of a projection": _gated_residual,
-    "gated residual": _gated_residual,
-}
+def _origin(part: Any) -> Any:
+    """What a projection is a part of; or, where it is a product of its own, what it is the product of."""
+    part = source(part)
+    if not isinstance(part, fx.Node):
+        return None
+    expression = express(part)
+    if expression.name.startswith("part"):
+        return expression.inputs[0]
+    return base(part.args[0]) if part.target is aten.linear.default else part
