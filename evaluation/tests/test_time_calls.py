@@ -76,6 +76,31 @@ def test_each_call_follows_a_flush_and_lies_between_two_events(timer: Timer, con
     assert told["forms"] == ["torch.Tensor torch.float32 (2, 3, 8) cpu"]
 
 
+class Cache:
+    """As an L2: what was used is there until a flush."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    def zero_(self) -> None:
+        self.held = False
+
+    def call(self, x: Tensor, scale: Tensor) -> Tensor:
+        """A place in the log stands for the time that a miss takes."""
+        log.extend([] if self.held else ["miss"] * 9)
+        self.held = True
+        return x * scale[:, None]
+
+
+def test_without_the_flush_a_call_has_its_values_in_the_cache(timer: Timer, monkeypatch: pytest.MonkeyPatch):
+    timer.flush = cache = Cache()
+    timer.targets["case"] = cache.call
+    timer.prepare("case", "eager")
+    assert timer.go("case", "eager", SIGNS)["seconds"] == [1e-2] * CALLS
+    monkeypatch.setattr(Cache, "zero_", lambda _: None)
+    assert timer.go("case", "eager", SIGNS)["seconds"] == [1e-3] * CALLS
+
+
 @pytest.mark.parametrize("contender", ["eager", "graph"])
 def test_outputs_are_those_of_the_signed_values_and_are_summed(timer: Timer, tmp_path: Path, contender: str):
     timer.prepare("case", contender)

@@ -1,5 +1,6 @@
 """Each defence of a timed run, switched off: what it is for gets through. By clocks that no other process can slow."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from evaluation.judge.speed_cases import BASELINES, Plan
 from evaluation.judge.speed_record import Phase, Worker
 from evaluation.judge.turns import Values
 from evaluation.report.speed_axis import speed_axis
+from evaluation.tests.defences import DEFENCES
 from evaluation.tests.gallery.timed import HONEST
 from evaluation.tests.simulated import Bench, Body, World
 
+HERE = Path(__file__).parent
 PLAN = Plan(Case("layernorm_adaln", Sizes(2, 9, 1, 2, 8), mode="inference"), calls=2, rounds=6)
 COUNTED = HONEST.replace("from torch.nn.functional import layer_norm", "layer_norm = _clock.layer_norm")
 FUNCTION = "\n_kept = {}\ndef layernorm_adaln(x, scale, shift, eps=1e-6):\n    "
@@ -137,3 +140,10 @@ class TestTurns:
         assert (axis("fused_rows"), axis("gemm")) == ("pass", "fail")
         monkeypatch.setattr(speed._Case, "path", lambda _: ("fused", ()))
         assert axis("gemm") == "pass"
+
+
+def test_the_table_of_defences_names_tests_that_are_there():
+    for file in {each.file for each in DEFENCES}:
+        nodes = ast.walk(ast.parse((HERE / f"test_{file}.py").read_text(encoding="utf-8")))
+        names = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        assert {f"test_{each.test}" for each in DEFENCES if each.file == file} <= names
