@@ -21,6 +21,7 @@ from evaluation.judge.speed_record import ContenderFacts, Kernel, Phase, Rates, 
 from evaluation.judge.timing import Seat, Session
 from evaluation.suite.companion import Answer, Stopped
 from evaluation.suite.result import Failure, FailureKind
+from evaluation.tests.gallery.timed import WORKER
 from evaluation.worker import time_calls
 from evaluation.worker.time_calls import Timer
 
@@ -94,7 +95,8 @@ class Bench:
     def seat(self, worker: Worker, code: str) -> Seat:
         module = ModuleType("mmdit")
         module.__dict__["_clock"] = self.clock
-        exec(self.honest + (code if worker == "after" else ""), module.__dict__)
+        code = code.replace(WORKER, f"import {time_calls.__name__} as _worker\n") if worker == "after" else ""
+        exec(self.honest + code, module.__dict__)
         folder = self.folder / f"{worker}-{len(list(self.folder.iterdir()))}"
         folder.mkdir()
         return Seat(worker, Direct(Timer(module, folder, "cpu"), self.clock), folder)

@@ -110,8 +110,39 @@ def test_outputs_are_those_of_the_signed_values_and_are_summed(timer: Timer, tmp
         want = timer.values["x"][number] * signs * (timer.values["scale"][number] * signs)[:, None]
         assert torch.equal(timer.outputs[number][0], want)
         assert told["sums"][number] == (pytest.approx(float((want.double() * signs).sum())),)
-    timer.give(1, "given.safetensors")
+    timer.give(1, "given.safetensors", whole=True)
     assert (tmp_path / "given.safetensors").exists()
+
+
+@pytest.mark.parametrize("allowed", [64, 3])
+def test_no_case_of_many_is_silently_not_compiled(timer: Timer, monkeypatch: pytest.MonkeyPatch, allowed: int):
+    """By stand-ins for Inductor's two modes: with four cases the default limit of eight would be reached."""
+    seen: list[str] = []
+    real = torch.compile
+
+    def compile_as_is(target: Any, dynamic: bool, mode: str) -> Any:
+        def backend(graph: Any, _inputs: Any) -> Any:
+            seen.append(mode)
+            return graph.forward
+
+        return real(target, dynamic=dynamic, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_as_is)
+    monkeypatch.setattr(time_calls, "COMPILATIONS", allowed)
+    for name in ("recompile_limit", "fail_on_recompile_limit_hit"):  # put back afterwards
+        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
+    timer.targets["case"] = torch.nn.SiLU()
+    told = []
+    for size in range(1, 6):
+        timer.values = {"input": torch.zeros(CALLS, 2, size, DIM)}
+        for contender in ("compiled", "max_autotune"):
+            try:
+                timer.prepare("case", contender)
+            except Exception as error:
+                told.append(type(error).__name__)
+    assert len(seen) + len(told) == 10
+    assert told == [] if allowed == 64 else set(told) == {"FailOnRecompileLimitHit"}
+    torch.compiler.reset()
 
 
 def test_a_sum_that_is_no_number_is_told_as_none(timer: Timer):
