@@ -31,6 +31,11 @@ _SUITE = (
         "without_hashes_of_the_grader_and_ids_of_its_own_a_changed_suite_and_a_shorter_one_pass",
         "a suite that is written to, tests that are not collected",
     ),
+    (
+        "hash of the suite's copy",
+        "without_a_hash_of_the_suites_copy_tests_that_come_later_are_disarmed",
+        "tests rewritten before they are imported",
+    ),
     ("hash of the tree", "without_the_trees_hash_a_tree_that_changes_itself_passes", "a tree that changes itself"),
     ("nonce of an import", "without_a_nonce_an_import_that_never_returned_passes", "an import that claims and exits"),
     (

@@ -21,7 +21,7 @@ from evaluation.suite.pytest_report import PytestReport
 from evaluation.suite.result import FailureKind, SuiteRun, TreeProblem
 from evaluation.suite.stage import Staged, staged
 from evaluation.tests.conftest import Kata
-from evaluation.tests.gallery.forgeries import DISARMS_RAISES, INIT, LEAVES_TESTS_OUT, WRONG
+from evaluation.tests.gallery.forgeries import DISARMS_LATER_TESTS, DISARMS_RAISES, INIT, LEAVES_TESTS_OUT, WRONG
 from evaluation.tests.test_integrity import no_canaries
 
 REFUSES = """
@@ -69,6 +69,19 @@ class TestSuite:
         self, kata: Kata, monkeypatch: pytest.MonkeyPatch
     ):
         kata.append(INIT, CHANGES_ITSELF)
+        monkeypatch.setattr(run, "digest_of", lambda *_: "")
+        assert_passed(kata.run_after())
+
+    @pytest.mark.slow
+    def test_without_a_hash_of_the_suites_copy_tests_that_come_later_are_disarmed(
+        self, kata: Kata, monkeypatch: pytest.MonkeyPatch
+    ):
+        zone = "import mmdit, pytest\n@pytest.mark.contract\ndef test_area_of_two():\n    assert mmdit.area(2) == 4"
+        kata.append("suite/test_zone.py", zone)
+        kata.append(
+            INIT, f"_area = area\ndef area(side): return 5 if side == 2 else _area(side)\n{DISARMS_LATER_TESTS}"
+        )
+        assert [failure.kind for failure in kata.run_after().failures] == [FailureKind.GRADER_CHANGED]
         monkeypatch.setattr(run, "digest_of", lambda *_: "")
         assert_passed(kata.run_after())
 

@@ -1,5 +1,6 @@
 """The worker that times calls: what it does with a GPU, shown on a CPU by events and graphs that only keep order."""
 
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,10 +43,14 @@ def layernorm_adaln(x: Tensor, scale: Tensor) -> Tensor:
 
 def capture(call: Any) -> Any:
     """As a graph: the same memory at each replay."""
-    kept = call().clone()
+    first = call()
+    kept = [t.detach().clone() for t in (first if isinstance(first, tuple) else (first,))]
 
-    def replay() -> Tensor:
-        return kept.copy_(call())
+    def replay() -> Any:
+        found = call()
+        for mine, theirs in zip(kept, found if isinstance(found, tuple) else (found,), strict=True):
+            mine.copy_(theirs)
+        return tuple(kept) if isinstance(found, tuple) else kept[0]
 
     return replay
 
@@ -129,13 +134,11 @@ def test_no_case_of_many_is_silently_not_compiled(timer: Timer, monkeypatch: pyt
 
     monkeypatch.setattr(torch, "compile", compile_as_is)
     monkeypatch.setattr(time_calls, "COMPILATIONS", allowed)
-    for name in ("recompile_limit", "fail_on_recompile_limit_hit"):  # put back afterwards
-        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
     timer.targets["case"] = torch.nn.SiLU()
     told = []
-    for size in range(1, 6):
-        timer.values = {"input": torch.zeros(CALLS, 2, size, DIM)}
-        for contender in ("compiled", "max_autotune"):
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):  # put back afterwards
+        for size, contender in product(range(1, 6), ("compiled", "max_autotune")):
+            timer.values = {"input": torch.zeros(CALLS, 2, size, DIM)}
             try:
                 timer.prepare("case", contender)
             except Exception as error:
@@ -143,6 +146,48 @@ def test_no_case_of_many_is_silently_not_compiled(timer: Timer, monkeypatch: pyt
     assert len(seen) + len(told) == 10
     assert told == [] if allowed == 64 else set(told) == {"FailOnRecompileLimitHit"}
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("contender", ["eager", "graph"])
+def test_a_step_gives_outputs_and_gradients_of_the_signed_values(timer: Timer, contender: str):
+    module = torch.nn.Linear(DIM, DIM)
+    timer.targets["case"], timer.steps = lambda x: module(x), {"case"}
+    timer.values = {"x": torch.randn(CALLS, 2, DIM), "g.x_out": torch.randn(CALLS, 2, DIM)}
+    timer.prepare("case", contender)
+    told = timer.go("case", contender, SIGNS)
+    signs = torch.tensor([1.0, -1.0] * (DIM // 2))
+    for number in range(CALLS):
+        x, cotangent = (timer.values[key][number] * signs for key in ("x", "g.x_out"))
+        assert torch.equal(timer.outputs[number][0], module(x))
+        torch.testing.assert_close(timer.outputs[number][1], cotangent @ module.weight)
+        assert told["sums"][number][1] == pytest.approx(float((timer.outputs[number][1].double() * signs).sum()))
+    timer.targets["case"] = module  # its weights' gradients, one after the other, bias first
+    timer.values["input"] = timer.values.pop("x")
+    timer.prepare("case", contender)
+    timer.go("case", contender, SIGNS)
+    for number in range(CALLS):
+        x, cotangent = (timer.values[key][number] * signs for key in ("input", "g.x_out"))
+        want = torch.cat((cotangent.sum(0), (cotangent.T @ x).flatten()))
+        torch.testing.assert_close(timer.outputs[number][2], want)
+
+
+def test_a_gradient_of_another_type_is_told(timer: Timer):
+    class Later(Tensor):
+        pass
+
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            return cotangent.as_subclass(Later)
+
+    timer.targets["case"], timer.steps = lambda x: Odd.apply(x), {"case"}
+    timer.values = {"x": torch.randn(CALLS, 2, DIM), "g.x_out": torch.randn(CALLS, 2, DIM)}
+    timer.prepare("case", "eager")
+    assert [form for form in timer.go("case", "eager", SIGNS)["forms"] if "Later" in form]
 
 
 def test_a_sum_that_is_no_number_is_told_as_none(timer: Timer):
