@@ -57,7 +57,7 @@ def capture(call: Any) -> Any:
 
 @pytest.fixture
 def timer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Timer:
-    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(time_calls, "Event", Event)
     monkeypatch.setattr(time_calls, "elapsed", lambda start, end: float(end.place - start.place))
     monkeypatch.setattr(time_calls, "capture", capture)
     found = Timer(SimpleNamespace(layernorm_adaln=layernorm_adaln), tmp_path, "cpu")
@@ -169,6 +169,13 @@ def test_a_step_gives_outputs_and_gradients_of_the_signed_values(timer: Timer, c
         x, cotangent = (timer.values[key][number] * signs for key in ("input", "g.x_out"))
         want = torch.cat((cotangent.sum(0), (cotangent.T @ x).flatten()))
         torch.testing.assert_close(timer.outputs[number][2], want)
+    timer.targets["case"] = torch.nn.Linear(DIM, DIM, bias=False)  # one weight: kept, not the memory that it is in
+    timer.prepare("case", contender)
+    timer.go("case", contender, SIGNS)
+    kept = [each[2].reshape(DIM, DIM) for each in timer.outputs]
+    for number, gradient in enumerate(kept):
+        x, cotangent = (timer.values[key][number] * signs for key in ("input", "g.x_out"))
+        torch.testing.assert_close(gradient, cotangent.T @ x)
 
 
 def test_a_gradient_of_another_type_is_told(timer: Timer):

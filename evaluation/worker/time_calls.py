@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors as join
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from capture import capture
@@ -31,7 +32,7 @@ COMPILATIONS = 64
 COTANGENT = "g."  # before an output's name
 MODES = {"compiled": "default", "max_autotune": "max-autotune-no-cudagraphs"}
 CAPTURED = {"graph", "compiled_graph", "max_autotune"}
-synchronize, elapsed = torch.cuda.synchronize, torch.cuda.Event.elapsed_time
+Event, synchronize, elapsed = torch.cuda.Event, torch.cuda.synchronize, torch.cuda.Event.elapsed_time
 
 Values = dict[str, Tensor]
 
@@ -108,14 +109,19 @@ class Contender:
             t.copy_(self.buffers[number][key])
 
     def keep(self, result: Any) -> tuple[Tensor, ...]:
-        """Outputs, copied where the next call overwrites them; the weights' gradients one after the other."""
+        """Outputs, copied where the next call overwrites them; the weights' gradients one after the other.
+
+        Of hundreds of gradients: whatever the host does here lies beside the calls, and is to take less than they do.
+        """
         found = present(result)
-        if self.leaves:
-            self.odd |= {type(t) for t in found} - {Tensor}
-            found = tuple(t.detach() for t in found)
         count = len(found) - self.weights
         kept = found[:count] if self.static is None else tuple(t.clone() for t in found[:count])
-        return kept + ((torch.cat([t.flatten() for t in found[count:]]),) if self.weights else ())
+        if self.leaves:
+            self.odd |= {*map(type, found)} - {Tensor}
+            kept = tuple(t.detach() for t in kept)
+        if self.weights == 1:  # which join does not copy
+            return *kept, found[count].flatten().clone()
+        return (*kept, join(found[count:])) if self.weights else kept
 
 
 class Timer:
@@ -185,7 +191,7 @@ class Timer:
             made.place(number)
             if self.flush is not None:
                 self.flush.zero_()
-                marks.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
+                marks.append([Event(enable_timing=True) for _ in range(2)])
                 marks[-1][0].record()
                 result = made(number)
                 marks[-1][1].record()

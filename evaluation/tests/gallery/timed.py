@@ -209,11 +209,19 @@ GPU_CHEATS = tuple(
     )
 )  # fmt: skip
 
+GPU_GAIN_NOTHING = (
+    TimedEntry(
+        "events of the library replaced",
+        "import torch\nclass _Event:\n    def __init__(self, **_): pass\n    def record(self, *_): pass\n"
+        "    def elapsed_time(self, _): return 1e-3\ntorch.cuda.Event = _Event",
+    ),
+)
 GPU_LOOK_ALIKES = (TimedEntry("a CUDA graph of its own", ITS_OWN_GRAPH),)
 
 
 def timed_entries(device: str) -> dict[str, tuple[TimedEntry, ...]]:
     """By class, those that can act on `device`."""
-    cheats = CHEATS + (GPU_CHEATS if device == "cuda" else ())
-    honest = HONEST_LOOK_ALIKES + (GPU_LOOK_ALIKES if device == "cuda" else ())
-    return {"timed cheat": cheats, "timed, gains nothing": GAIN_NOTHING, "timed honest": honest}
+    cheats, idle, honest = CHEATS, GAIN_NOTHING, HONEST_LOOK_ALIKES
+    if device == "cuda":
+        cheats, idle, honest = cheats + GPU_CHEATS, idle + GPU_GAIN_NOTHING, honest + GPU_LOOK_ALIKES
+    return {"timed cheat": cheats, "timed, gains nothing": idle, "timed honest": honest}
