@@ -171,6 +171,12 @@ _ELSEWHERE = (
         "values that stay in the cache",
     ),
     (
+        "timed_steps",
+        "oracle over a step's gradients, sums over them",
+        "without_the_oracle_or_the_sums_a_cheat_with_gradients_wins",
+        "gradients skipped, replayed, left for later",
+    ),
+    (
         "bundle",
         "hashes of a bundle",
         "without_its_hashes_a_bundle_passes_with_befores_tensors_for_afters",
