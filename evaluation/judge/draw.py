@@ -76,7 +76,7 @@ def draw(case: Case, seed: int) -> Drawn:
         weights = [{key: t * (0.0 if "adaLN" in key else 1.0) for key, t in weights[0].items()}]
     rounded = tuple({key: t.to(dtype) for key, t in each.items()} for each in weights)
     calls = [Call({k: t.to(dtype) for k, t in c.inputs.items()}, c.weights, c.attn_mask, c.start_pos) for c in calls]
-    cotangents = tuple(_cotangents(case, call, rng) for call in calls) if case.mode != "inference" else ()
+    cotangents = tuple(draw_cotangents(case, call, rng) for call in calls) if case.mode != "inference" else ()
     return Drawn(case, rounded, tuple(calls), cotangents, laws)
 
 
@@ -190,7 +190,8 @@ def _near_a_kink(case: Case, weights: Mapping[str, Tensor], call: Call) -> bool:
     return bool(torch.cat([t.flatten() for t in found]).abs().min() < KINK)
 
 
-def _cotangents(case: Case, call: Call, rng: Generator) -> dict[str, Tensor]:
+def draw_cotangents(case: Case, call: Call, rng: Generator) -> dict[str, Tensor]:
+    """Of each output of a call, in its dtype."""
     streams = {"x_out": call.inputs["x"]} | (
         {"context_out": call.inputs["context"]} if "context" in call.inputs else {}
     )

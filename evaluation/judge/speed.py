@@ -156,7 +156,7 @@ class _Case:
                     problem = FailureKind.TIMED_OUTPUT_WRONG, wrong
                 if self.fails(role, problem):
                     break
-                worst = {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
+                worst |= {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
             vanilla = worst
         reference = self.turns("beside", "before")
         sides: list[tuple[Worker, Sequence[Turn], Sequence[Turn]]] = [("before", reference, reference)]

@@ -24,6 +24,7 @@ from evaluation.judge.layout import construction
 from evaluation.judge.rates import measure_rates
 from evaluation.judge.speed_cases import BASELINES, CONTENDERS, Device, Plan
 from evaluation.judge.speed_record import ContenderFacts, Phase, RawCase, RawSpeed, Turn, Worker, role_of
+from evaluation.judge.timed_outputs import with_weights
 from evaluation.judge.turns import Values
 from evaluation.suite.companion import Answer, Companion, Stopped, companion
 from evaluation.suite.process import OutputHandler
@@ -172,7 +173,8 @@ class Session:
         turn = _held(seat, Turn, answer.told | told | {"host_seconds": answer.seconds})
         if phase == "beside":
             given = f"{secrets.token_hex(8)}.safetensors"
-            seat.ask("give", call=values.checked, file=given)
+            whole = with_weights(plan, self.seed, number)
+            seat.ask("give", call=values.checked, file=given, whole=whole)
             self.keep_file(seat.folder / given, turn.file(plan.case))
         if phase != "warm":
             self.turns.setdefault(plan.case, []).append(turn)

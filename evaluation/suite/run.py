@@ -82,7 +82,8 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
 
 
 def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output: OutputHandler | None) -> SuiteRun:
-    report_file, untouched = staged.scratch / "pytest.json", digest_of(staged.tree)
+    report_file = staged.scratch / "pytest.json"
+    untouched, suite = digest_of(staged.tree), digest_of(copy.suite)
     done = staged.run(
         _command(copy, settings.quick, staged.role, report_file),
         cwd=copy.folder,
@@ -106,6 +107,8 @@ def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output:
         evidence = check_traces(report.outcomes(), copy)
         if digest_of(staged.tree) != untouched:
             raise TreeProblem(FailureKind.TREE_CHANGED, "the tree changed its own files while it was tested")
+        if digest_of(copy.suite) != suite:
+            raise TreeProblem(FailureKind.GRADER_CHANGED, "files of the suite's copy changed while the tree was tested")
     except TreeProblem as problem:
         failures = (problem.failure(staged.role),)
     return SuiteRun(

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from evaluation.evaluate import main as evaluate
+from evaluation.judge import numerics
 from evaluation.judge.case import Case, Sizes
 from evaluation.judge.numerics import judge_again, judge_numerics
 from evaluation.judge.speed_cases import Plan
@@ -91,6 +92,17 @@ def test_a_bundle_that_was_changed_or_is_not_whole_is_3(
     (bundle / "bundle.json").unlink()
     assert graded.evaluate("--regrade", str(bundle)) == 3
     assert "is not a whole bundle" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_its_hashes_a_bundle_passes_with_befores_tensors_for_afters(
+    graded: Graded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bundle = Path(shutil.copytree(graded.bundle, tmp_path / "bundle"))
+    shutil.copytree(bundle / "numerics" / "before", bundle / "numerics" / "after", dirs_exist_ok=True)
+    record = json.loads((bundle / "numerics" / "numerics.json").read_text())
+    monkeypatch.setattr(numerics, "hashes_below", lambda _: record["files"])
+    assert graded.evaluate("--regrade", str(bundle)) == 0
 
 
 def test_a_bundle_goes_to_a_new_folder(kata: Kata, tmp_path: Path):

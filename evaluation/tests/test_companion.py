@@ -76,6 +76,60 @@ def test_an_answer_that_nobody_asked_for_is_a_forgery(tmp_path: Path):
             wait_for(worker.check_silence)
 
 
+GUESSED = "0" * 16
+# It answers each question, and in the same breath the next one, which it has not seen.
+AHEAD = f"say(token=token, do=do); token = {GUESSED!r}; do = 'go, as it were'"
+
+
+class TestDefencesSwitchedOff:
+    """What each is for gets through without it."""
+
+    def test_without_a_token_an_answer_passes_of_one_who_has_not_read_the_question(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        blind = f"token = {GUESSED!r}"
+        with working(tmp_path, blind) as worker, pytest.raises(Stopped, match="that is none"):
+            worker.ask("go")
+        monkeypatch.setattr("evaluation.suite.companion.secrets.token_hex", lambda _: GUESSED)
+        with working(tmp_path, blind) as worker:
+            assert worker.ask("go").told == {"do": "go"}
+
+    def test_without_the_look_for_what_nobody_asked_a_line_too_many_passes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with working(tmp_path, AHEAD) as worker:
+            worker.ask("load")
+            with pytest.raises(Stopped, match="was not asked for"):
+                wait_for(worker.check_silence)
+        monkeypatch.setattr(Companion, "check_silence", lambda _: None)
+        with working(tmp_path, AHEAD) as worker:
+            worker.ask("load")
+            worker.check_silence()
+
+    def test_without_both_an_answer_comes_before_its_question(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Companion, "check_silence", lambda _: None)
+        with working(tmp_path, AHEAD) as worker:
+            worker.ask("load")
+            with pytest.raises(Stopped, match="that is none"):
+                worker.ask("go")
+        monkeypatch.setattr("evaluation.suite.companion.secrets.token_hex", lambda _: GUESSED)
+        with working(tmp_path, AHEAD) as worker:
+            worker.ask("load")
+            assert worker.ask("go").told == {"do": "go, as it were"}
+
+    def test_without_the_freeze_a_worker_that_has_no_turn_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(Companion, "freeze", lambda _: None)
+        ticks = tmp_path / "ticks"
+        with working(tmp_path, SPINS.strip()) as worker:
+            worker.ask("go")
+            wait_for(lambda: ticks.exists() and ticks.stat().st_size > 0)
+            worker.freeze()
+            size = ticks.stat().st_size
+            wait_for(lambda: ticks.stat().st_size > size)
+
+
 SPINS = """
     if os.fork() == 0:
         os.setsid()

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from evaluation.judge.speed_cases import Device
+from evaluation.judge.speed_cases import Device, Plan
 from evaluation.tests.conftest import FAKE, Kata
 from evaluation.tests.gallery import cheats, honest, wrong, wrong_blocks
 from evaluation.tests.gallery.forgeries import FORGERIES, forge
 from evaluation.tests.gallery.run import Gallery
-from evaluation.tests.gallery.stopwatch import judged, stopwatch
-from evaluation.tests.gallery.timed import TimedEntry, timed_entries
+from evaluation.tests.gallery.stopwatch import PLAN, judged, stopwatch
+from evaluation.tests.gallery.timed import HONEST, TimedEntry, timed_entries
+from evaluation.tests.gallery.timed_steps import HONEST_STEP, STEP_CHEATS, STEP_LOOK_ALIKES, STEP_PLAN
 
 ENTRIES = (*wrong.ENTRIES, *wrong_blocks.ENTRIES, *cheats.ENTRIES, *honest.ENTRIES)
 
@@ -47,12 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     console, rows = Console(), []
-    timed = [(kind, entry) for kind, found in timed_entries(options.device).items() for entry in found]
-    timed = [(kind, entry) for kind, entry in timed if options.only in f"{kind} {entry.name}"]
-    count = sum(options.only in name for name in _names()) + len(timed)
-    for row in track(
-        chain(_graded(options.only), _timed(timed, options.device)), "gallery", total=count, console=console
-    ):
+    steps = {"timed step, cheat": STEP_CHEATS, "timed step, honest": STEP_LOOK_ALIKES}
+    timed, steps = (_chosen(found, options.only) for found in (timed_entries(options.device), steps))
+    count = sum(options.only in name for name in _names()) + len(timed) + len(steps)
+    calls = _timed(timed, options.device, PLAN, HONEST), _timed(steps, options.device, STEP_PLAN, HONEST_STEP)
+    for row in track(chain(_graded(options.only), *calls), "gallery", total=count, console=console):
         rows.append(row)
         if options.verbose or not row.right:
             style = "" if row.right else "[bold red]not as it should be[/] "
@@ -64,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _names() -> list[str]:
     return [*(f"forgery {name}" for name in FORGERIES), *(f"{entry.kind} {entry.name}" for entry in ENTRIES)]
+
+
+def _chosen(entries: dict[str, tuple[TimedEntry, ...]], only: str) -> list[tuple[str, TimedEntry]]:
+    return [(kind, each) for kind, found in entries.items() for each in found if only in f"{kind} {each.name}"]
 
 
 def _graded(only: str) -> Iterator[Row]:
@@ -81,14 +85,14 @@ def _graded(only: str) -> Iterator[Row]:
         yield Row(entry.kind, entry.name, graded.caught, graded.as_it_should_be, (*graded.told, "passed")[0])
 
 
-def _timed(chosen: list[tuple[str, TimedEntry]], device: Device) -> Iterator[Row]:
+def _timed(chosen: list[tuple[str, TimedEntry]], device: Device, plan: Plan, honest: str) -> Iterator[Row]:
     """A cheat is refused for what it is, or gains nothing by it; who is honest is not refused."""
     if not chosen:
         return
     seed = secrets.randbits(62)
-    with TemporaryDirectory(prefix="gallery-") as folder, stopwatch(Path(folder), seed, device) as watch:
+    with TemporaryDirectory(prefix="gallery-") as folder, stopwatch(Path(folder), seed, device, plan, honest) as watch:
         for kind, entry in chosen:
-            found, failures = judged(*watch.raw(entry.code))
+            found, failures = judged(*watch.raw(entry.code), plan)
             told = failures[0].message if failures else f"passed, {found.cases[0].outcome}"
             right = entry.told in told if entry.told else not failures
             if kind == "timed, gains nothing":

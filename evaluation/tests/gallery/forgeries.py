@@ -71,6 +71,12 @@ def _forge():
 atexit.register(_forge)
 """
 
+# Tests that are imported after the first one lose what they assert, and keep all else.
+DISARMS_LATER_TESTS = """
+for _file in __import__("pathlib").Path().rglob("test_zone.py"):
+    _file.write_text(_file.read_text().replace("assert ", "assert True or "))
+"""
+
 # name: code, kind of failure, what it must tell
 FORGERIES: dict[str, tuple[str, FailureKind, str]] = {
     "every report passes": (MAKES_EVERY_REPORT_PASS, FailureKind.SUITE_FORGED, "must have the outcome"),
@@ -86,6 +92,11 @@ FORGERIES: dict[str, tuple[str, FailureKind, str]] = {
     "pytest.raises is disarmed": (DISARMS_RAISES, FailureKind.SUITE_FORGED, "must have the outcome failed has passed"),
     "only its own tests are forged": (FORGES_ALL_THAT_IT_KNOWS, FailureKind.SUITE_FORGED, "whose end was reached 0"),
     "tests are left out": (LEAVES_TESTS_OUT, FailureKind.SUITE_FORGED, "1 tests are not in the report"),
+    "it writes to the suite": (
+        "\nopen('suite/test_square.py', 'a').write('#')",
+        FailureKind.GRADER_CHANGED,
+        "files of the suite's copy changed",
+    ),
     "it changes its own files": (
         "\nimport os\nos.chmod(__file__, 0o600)\nopen(__file__, 'a').write('#')",
         FailureKind.TREE_CHANGED,

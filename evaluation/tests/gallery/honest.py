@@ -47,6 +47,23 @@ class KeptLayout(torch.nn.Linear):
         return x @ joined(self).to(x.dtype) + self.bias
 """
 
+GRAPHS = """
+import torch, weakref
+_forward, _graphs = MMDiT.forward, weakref.WeakKeyDictionary()
+def _captured(self, x, y=None, context=None, attn_mask=None, start_pos=None):
+    given = self, x, y, context, attn_mask, start_pos
+    plain = torch.is_grad_enabled() or attn_mask is not None or start_pos is not None
+    if plain or not x.is_cuda or torch.cuda.is_current_stream_capturing():
+        return _forward(*given)
+    mine, key = _graphs.setdefault(self, {}), (x.shape, x.dtype)
+    if key not in mine:
+        MMDiT.forward = _forward
+        mine[key] = self.compile_graph(*given[1:])
+        MMDiT.forward = _captured
+    return AttentionOutput(*(None if t is None else t.clone() for t in mine[key](*given[1:])))
+MMDiT.forward = _captured
+"""
+
 _EDITS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "as it is": (),
     "prose that mentions cheating": ((INIT, "", PROSE),),
@@ -117,6 +134,7 @@ _EDITS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "writes temporary files": (
         (INIT, "", "import tempfile\nwith tempfile.TemporaryFile() as _file:\n    _file.write(b'tuned')"),
     ),
+    "CUDA graphs where there is a GPU": ((INIT, "", GRAPHS),),
     "more threads": ((INIT, "", "import torch\ntorch.set_num_threads(2)"),),
     "outputs copied": (
         (

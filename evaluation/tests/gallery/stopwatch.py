@@ -24,16 +24,18 @@ SECONDS = 60.0
 
 @dataclass
 class Stopwatch:
-    """Before's worker, its turns alone, and what any candidate beside it did."""
+    """Before's worker, its turns alone, and what any candidate beside it did. All but that candidate is `honest`."""
 
     folder: Path
+    plan: Plan
+    honest: str
     session: Session
     first: Seat
 
     def raw(self, code: str) -> tuple[RawSpeed, Path]:
         """A candidate's turns, not yet judged, and where its outputs are."""
         tree = self.folder / f"after-{len(list(self.folder.iterdir()))}"
-        write(tree, HONEST + code)
+        write(tree, self.honest + code)
         session = Session(self.session.seed, self.session.device, SECONDS, tree, lambda _: None)
         session.baselines = self.session.baselines
         session.turns = {case: [*turns] for case, turns in self.session.turns.items()}
@@ -42,18 +44,18 @@ class Stopwatch:
         with staged(tree, "after") as stage:
             try:
                 with session.seat(stage, "after") as third:
-                    session.beside(PLAN, self.first, third)
+                    session.beside(self.plan, self.first, third)
             except Stopped as stop:
                 failures.append(stop.failure)
             finally:
                 self.first.companion.thaw()
         told = RawCase(
-            name=PLAN.case.name,
-            calls=PLAN.calls,
-            rounds=PLAN.rounds,
-            rates=measure_rates(session.device, PLAN.case.dtype),
-            contenders=tuple(session.facts[PLAN.case]),
-            turns=tuple(session.turns[PLAN.case]),
+            name=self.plan.case.name,
+            calls=self.plan.calls,
+            rounds=self.plan.rounds,
+            rates=measure_rates(session.device, self.plan.case.dtype),
+            contenders=tuple(session.facts[self.plan.case]),
+            turns=tuple(session.turns[self.plan.case]),
         )
         raw = RawSpeed(
             seed=session.seed, device=session.device, cases=(told,), failures=tuple(failures), duration_seconds=1.0
@@ -61,20 +63,22 @@ class Stopwatch:
         return raw, tree
 
 
-def judged(raw: RawSpeed, folder: Path) -> Judged:
-    return judge_raw(raw, {PLAN.case.name: PLAN}, folder, Console(quiet=True))
+def judged(raw: RawSpeed, folder: Path, plan: Plan = PLAN) -> Judged:
+    return judge_raw(raw, {plan.case.name: plan}, folder, Console(quiet=True))
 
 
 @contextmanager
-def stopwatch(folder: Path, seed: int, device: Device = "cpu") -> Iterator[Stopwatch]:
+def stopwatch(
+    folder: Path, seed: int, device: Device = "cpu", plan: Plan = PLAN, honest: str = HONEST
+) -> Iterator[Stopwatch]:
     """`folder` gets the candidates. Before is timed beside a second before only once, and never compiled."""
-    write(folder / "before", HONEST)
+    write(folder / "before", honest)
     with staged(folder / "before", "before") as stage, patch.dict(BASELINES, cuda=CONTENDERS["cuda"]):
         session = Session(seed, device, 10 * SECONDS, folder / "before", lambda _: None)
         with session.seat(stage, "before") as first:
             with session.seat(stage, "again") as second:
-                session.alone(PLAN, first, second)
-            yield Stopwatch(folder, session, first)
+                session.alone(plan, first, second)
+            yield Stopwatch(folder, plan, honest, session, first)
 
 
 def write(tree: Path, code: str) -> None:

@@ -1,12 +1,27 @@
 """Wrong modules: positions, blocks, the stack, gradients, and the form of outputs."""
 
 from evaluation.judge.case import Case
-from evaluation.tests.gallery.entry import SMALL, STACK, Edit, Entry, plain
+from evaluation.tests.gallery.entry import NEEDLES, OTHER_INFERENCE, SMALL, STACK, Edit, Entry, plain
 from evaluation.tests.gallery.wrong import BLOCK, CROSS, JOINT, MODEL, NORM, OFF, ROTARY, SDPA
 
 LAST = (Case("self", SMALL, start="last"), Case("cross", SMALL, start="tensor"))
 BLOCKS = plain("block", "block-conditioned", "block-cross")
 RACE = "return (out + 3e-7 * out * torch.randn_like(out)).transpose(1, 2).flatten(2)"
+SUMS_IN_FP16 = """
+def summed_in_fp16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    weights = torch.softmax((query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5, -1)
+    total = torch.zeros_like(query).half()
+    for w, v in zip(weights.split(8, 3), value.split(8, 2)):
+        total = total + (w @ v).half()
+    return total.to(query.dtype)
+"""
+STALE = """
+_before = {}
+def of_the_call_before(model: nn.Module, out: AttentionOutput) -> AttentionOutput:
+    key = id(model), out.x_out.shape
+    found, _before[key] = _before.get(key, out), out
+    return found
+"""
 REPEATED = (Case("cross", SMALL, scenario="other-values-in-the-same-memory"),)
 
 _LINES = {
@@ -160,6 +175,26 @@ _LINES = {
     ),
 }
 
-ENTRIES = tuple(
-    Entry(name, "wrong", (Edit(file, old, new),), cases, told) for name, (file, old, new, cases, told) in _LINES.items()
+# One place changed, and a function for it at the file's end.
+_WITH_CODE = {
+    "sums in fp16": (JOINT, SDPA, "summed_in_fp16(query, key, value)", SUMS_IN_FP16, (NEEDLES, *CROSS), OFF),
+    "stale output": (
+        MODEL,
+        "return AttentionOutput(x, context)",
+        "return of_the_call_before(self, AttentionOutput(x, context))",
+        STALE,
+        (OTHER_INFERENCE,),
+        OFF,
+    ),
+}
+
+ENTRIES = (
+    *(
+        Entry(name, "wrong", (Edit(file, old, new),), cases, told)
+        for name, (file, old, new, cases, told) in _LINES.items()
+    ),
+    *(
+        Entry(name, "wrong", (Edit(file, old, new), Edit(file, "", code)), cases, told)
+        for name, (file, old, new, code, cases, told) in _WITH_CODE.items()
+    ),
 )
