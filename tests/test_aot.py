@@ -17,6 +17,8 @@ import torch
 pytestmark = pytest.mark.upgrade
 
 KINDS = {"modulation_kernel", "qkv_kernel", "joint_attention_kernel", "rows_hopper_kernel"}
+GLOBAL, RELAXED = 0, 2  # CUstreamCaptureMode
+INVALID_CONTEXT = 201  # CUresult
 TENSOR_MAP = b"a tensor map".ljust(128, b"\0")
 
 
@@ -27,12 +29,32 @@ class FakeLibrary:
         self.maps: list[dict[str, Any]] = []
         self.launches: list[tuple[Any, Array]] = []
         self.cubins: list[bytes] = []
+        self.context: int | None = 1  # of the calling thread
+        self.mode = GLOBAL
+        self.loaded_in: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: 0
 
+    def cuCtxGetCurrent(self, context: Any) -> int:
+        context._obj.value = self.context
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: int) -> int:
+        context._obj.value = 7 + device
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:
+        self.context = context.value
+        return 0
+
+    def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
+        self.mode, mode._obj.value = mode._obj.value, self.mode
+        return 0
+
     def cuModuleLoadData(self, module: Any, cubin: Any) -> int:
         self.cubins.append(string_at(cubin, 4))
+        self.loaded_in.append(self.mode)
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> int:
@@ -47,6 +69,8 @@ class FakeLibrary:
         return 0
 
     def cuLaunchKernelEx(self, config: Any, function: Any, parameters: Any, extra: Any) -> int:
+        if self.context is None:
+            return INVALID_CONTEXT
         self.launches.append((config._obj, parameters))
         return 0
 
@@ -94,7 +118,7 @@ def test_a_launch_gives_the_driver_each_argument_where_the_kernel_takes_it(
     for argument in arguments[:-constants]:
         if hasattr(argument, "tensor"):  # a TMA descriptor, then its sizes and strides
             assert string_at(parameters[at], 128) == TENSOR_MAP
-            assert parameters[at] % 64 == 0
+            assert parameters[at] % 128 == 0
             tensor, found = argument.tensor, library.maps.pop(0)
             rank = tensor.dim()
             assert [cast(parameters[at + 1 + i], POINTER(c_int32))[0] for i in range(rank)] == list(tensor.shape)
@@ -129,6 +153,31 @@ def test_a_second_launch_sees_its_own_arguments(built: tuple[Path, list[Any]]) -
         first = next(a for a in arguments if isinstance(a, torch.Tensor))
         assert cast(parameters[0], POINTER(c_uint64))[0] == first.data_ptr()
         assert config.grid[0] == grid
+
+
+def test_an_empty_grid_launches_nothing(built: tuple[Path, list[Any]]) -> None:
+    folder, launches = built
+    loaded, library = load(folder, launches[1])
+    for grid in (0, 1):
+        loaded.launch(grid, 0, *map(on_cpu, launches[1].arguments))
+    assert [config.grid[0] for config, _ in library.launches] == [1]
+
+
+@pytest.mark.parametrize("context", [1, None], ids=["entered", "new"])
+def test_a_thread_launches_in_its_context_or_enters_the_primary_one(
+    mmdit: ModuleType, built: tuple[Path, list[Any]], context: int | None
+) -> None:
+    folder, launches = built
+    loaded, library = load(folder, launches[1])
+    library.context = context
+    loaded.launch(3, 0, *map(on_cpu, launches[1].arguments))
+    assert ([config.grid[0] for config, _ in library.launches], library.context) == ([3], context or 7)
+
+
+def test_a_kernel_may_be_loaded_while_a_graph_is_captured(built: tuple[Path, list[Any]]) -> None:
+    folder, launches = built
+    _, library = load(folder, launches[1])
+    assert (library.loaded_in, library.mode) == ([RELAXED], GLOBAL)
 
 
 def test_a_number_that_the_kernel_has_no_room_for_raises(mmdit: ModuleType, built: tuple[Path, list[Any]]) -> None:

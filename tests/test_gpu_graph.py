@@ -187,3 +187,12 @@ def test_batches_share_the_graph_of_their_bucket(mmdit: ModuleType, seed: int) -
         for got, wanted in zip(forward(**call), want, strict=True):
             assert relative_l2(got, wanted.double()) <= TOLERANCE[torch.float32]
     assert len(forward.graphs) == 2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_graph_is_captured_on_its_inputs_gpu_whichever_is_current(seed: int) -> None:
+    stack, first, second = drawn(SMALL, seed)
+    stack.compile_graph(**first)  # by which torch chooses the stream of its own captures
+    stack = stack.to("cuda:1")
+    first, second = ({n: t if t is None else t.to("cuda:1") for n, t in call.items()} for call in (first, second))
+    assert_replays(stack.compile_graph(**first), stack, second)

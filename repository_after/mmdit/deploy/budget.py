@@ -1,6 +1,6 @@
 """What each kernel of the tuning tables may take of a GPU, committed in budget.json, and what takes more.
 
-The budget holds for the Triton that made it; `python -m mmdit.deploy.aot --update-budget` makes it anew.
+It has the numbers of each Triton that made it; `python -m mmdit.deploy.aot --update-budget` makes those of the present.
 """
 
 import json
@@ -43,16 +43,24 @@ def limits(measured: Iterable["tuple[str, Resources]"]) -> Dict[str, Limit]:
 
 
 def read_budget() -> Dict[str, Limit]:
-    """The committed limits; ValueError where another Triton made them."""
-    budget = json.loads(FILE.read_text())
-    if budget["triton"] != triton.__version__:
-        raise ValueError(f"budget.json: expected Triton {budget['triton']}, which made it, got {triton.__version__}")
-    return {key: Limit(*limit) for key, limit in budget["limits"].items()}
+    """The committed limits of this Triton; ValueError where there are none."""
+    budgets = json.loads(FILE.read_text())
+    if triton.__version__ not in budgets:
+        raise ValueError(f"budget.json: expected Triton {' or '.join(budgets)}, got {triton.__version__}")
+    return {key: Limit(*limit) for key, limit in budgets[triton.__version__].items()}
 
 
 def write_budget(found: Dict[str, Limit]) -> None:
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(found[key])}" for key in sorted(found))
-    FILE.write_text(f'{{"triton": "{triton.__version__}", "limits": {{\n{lines}\n}}}}\n')
+    """Replace the limits of this Triton for the architectures that were found."""
+    budgets = json.loads(FILE.read_text())
+    arches = {key.split()[0] for key in found}
+    kept = {key: limit for key, limit in budgets.get(triton.__version__, {}).items() if key.split()[0] not in arches}
+    budgets[triton.__version__] = kept | found
+    parts = []
+    for version, limits in sorted(budgets.items()):
+        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(limits[key])}" for key in sorted(limits))
+        parts.append(f"{json.dumps(version)}: {{\n{lines}\n}}")
+    FILE.write_text("{" + ", ".join(parts) + "}\n")
 
 
 def excess(key: str, resources: Resources, budget: Dict[str, Limit]) -> List[str]:

@@ -100,21 +100,19 @@ def _cubins(job: Job) -> Outputs:
 
 
 def _graphed(job: Job) -> Outputs:
-    if not set(job.calls[0]) <= set(NAMES):
-        raise RuntimeError("its inputs are not a stack's")
-    graphed = GraphedForward(_Positional(job.module, list(job.calls[0])), *map(job.calls[0].get, NAMES))
-    return [present(graphed(**job.calls[0]))]
+    inputs = [*job.calls[0].values(), *[None] * (len(NAMES) - len(job.calls[0]))]
+    return [present(GraphedForward(_Positional(job.module, list(job.calls[0])), *inputs)(*inputs))]
 
 
 class _Positional(nn.Module):
-    """A module called as a stack is."""
+    """A module that takes its inputs in the places of a stack's."""
 
     def __init__(self, module: nn.Module, names: List[str]) -> None:
         super().__init__()
         self.module, self.names = module, names
 
     def forward(self, *inputs: Optional[Tensor]) -> object:
-        return self.module(**{name: t for name, t in zip(NAMES, inputs, strict=True) if name in self.names})
+        return self.module(**dict(zip(self.names, inputs, strict=False)))
 
 
 COLUMNS = (

@@ -23,11 +23,13 @@ from mmdit.deploy.columns import Column, jobs
 from mmdit.deploy.subjects import BY_NAME as SUBJECTS
 from mmdit.deploy.subjects import Subject
 
+NO_GPU = "no GPU"
+
 
 def tell(cell: Callable[[Subject, Column], float], subject: Subject, column: Column) -> str:
-    """A cell's text: its error, or "FAIL" and why, or why it was not run."""
+    """A cell's text: its error, or "FAIL" and why, or NO_GPU."""
     if column.cuda and not torch.cuda.is_available():
-        return "not run: no CUDA device"
+        return NO_GPU
     try:
         error = cell(subject, column)
     except Exception as problem:
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         rows.append([subject.name, *found[i * len(columns) : (i + 1) * len(columns)]])
     head = ["", *[column.name for column in columns]]
     print("\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)))
+    if NO_GPU in found:
+        print(f"\n{NO_GPU}: not run, as torch finds no CUDA device here.")
     return int(any(text.startswith("FAIL") for text in found))
 
 

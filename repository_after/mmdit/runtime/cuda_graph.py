@@ -42,7 +42,8 @@ class GraphedForward:
         ]
         self._parts = [(m._modules, name, part) for m in model.modules() for name, part in m._modules.items()]
         self._addresses = self._locate()
-        with torch.inference_mode(False), torch.no_grad():  # what inference mode made could not be written to outside
+        # what inference mode made could not be written to outside it
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(x.device):
             self._inputs = [t.clone() if isinstance(t, Tensor) else t for t in given]
             side = torch.cuda.Stream(x.device)
             side.wait_stream(torch.cuda.current_stream(x.device))
@@ -51,7 +52,7 @@ class GraphedForward:
                     model(*self._inputs)
             torch.cuda.current_stream(x.device).wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=side):  # torch's own is of the first device that captured
                 self._outputs = model(*self._inputs)
 
     def __call__(

@@ -25,7 +25,9 @@ MAX_SHARED_PER_BLOCK_OPTIN = 97  # CUdevice_attribute
 PREFER_SHARED = 1  # CUfunc_cache
 L2_PROMOTION_128B = 2  # CUtensorMapL2promotion
 SHARED_BY_DEFAULT = 49152
-TENSOR_MAP_BYTES = 128  # of a CUtensorMap, aligned to 64
+TENSOR_MAP_BYTES = 128  # of a CUtensorMap, and what its address is aligned to (by CUDA 12, to 64)
+RELAXED = 2  # CUstreamCaptureMode
+INVALID_CONTEXT = 201  # CUresult
 
 
 class LaunchAttribute(Structure):
@@ -58,13 +60,20 @@ class Driver:
         self.library = library
 
     def load(self, cubin: bytes, symbol: str, shared: int, device: int) -> c_void_p:
-        """The CUfunction of a kernel that takes `shared` bytes of dynamic shared memory, for launches on a device."""
+        """The CUfunction of a kernel that takes `shared` bytes of dynamic shared memory, for launches on a device.
+
+        A CUDA graph that is being captured, by any thread, goes on.
+        """
         context, module, function, limit, static = c_void_p(), c_void_p(), c_void_p(), c_int(), c_int()
         self._call("cuCtxGetCurrent", byref(context))
         if not context:
-            self._call("cuDevicePrimaryCtxRetain", byref(context), device)
-            self._call("cuCtxSetCurrent", context)
-        self._call("cuModuleLoadData", byref(module), c_char_p(cubin))
+            self._enter(device)
+        mode = c_int(RELAXED)
+        self._call("cuThreadExchangeStreamCaptureMode", byref(mode))
+        try:
+            self._call("cuModuleLoadData", byref(module), c_char_p(cubin))
+        finally:
+            self._call("cuThreadExchangeStreamCaptureMode", byref(mode))
         self._call("cuModuleGetFunction", byref(function), module, c_char_p(symbol.encode()))
         if shared > SHARED_BY_DEFAULT:
             self._call("cuDeviceGetAttribute", byref(limit), MAX_SHARED_PER_BLOCK_OPTIN, device)
@@ -91,8 +100,8 @@ class Driver:
         sizes, box = (c_uint64 * rank)(*reversed(shape)), (c_uint32 * rank)(*reversed(block))
         steps = (c_uint64 * rank)(*[element_size * s for s in reversed(strides[:-1])])
         ones = (c_uint32 * rank)(*[1] * rank)
-        memory = (c_char * (TENSOR_MAP_BYTES + 64))()
-        offset = -addressof(memory) % 64
+        memory = (c_char * (2 * TENSOR_MAP_BYTES))()
+        offset = -addressof(memory) % TENSOR_MAP_BYTES
         found = (c_char * TENSOR_MAP_BYTES).from_buffer(memory, offset)
         self._call(
             "cuTensorMapEncodeTiled",
@@ -101,10 +110,19 @@ class Driver:
         )
         return found
 
-    def launch(self, config: LaunchConfig, function: c_void_p, parameters: "Array[c_void_p]") -> None:
+    def launch(self, config: LaunchConfig, function: c_void_p, parameters: "Array[c_void_p]", device: int) -> None:
         result = self.library.cuLaunchKernelEx(byref(config), function, parameters, None)
+        if result == INVALID_CONTEXT:  # a thread that has not yet called CUDA: rare, so not asked before each launch
+            self._enter(device)
+            result = self.library.cuLaunchKernelEx(byref(config), function, parameters, None)
         if result:
             self._fail("cuLaunchKernelEx", result)
+
+    def _enter(self, device: int) -> None:
+        """Make the device's primary context, which is torch's, this thread's."""
+        context = c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", byref(context), device)
+        self._call("cuCtxSetCurrent", context)
 
     def _call(self, name: str, *arguments: Any) -> None:
         result = getattr(self.library, name)(*arguments)

@@ -104,6 +104,8 @@ class Prebuilt:
 
         Raises KernelsError where the driver does, or for a number that the compiled kernel has no room for.
         """
+        if grid == 0:  # nothing to do, and an error to the driver
+            return
         values: List[Any] = []
         maps: List[Any] = []
         for index, kind in self.parameters:
@@ -125,19 +127,20 @@ class Prebuilt:
             for place, found in zip(self.map_places, maps, strict=True):
                 self.addresses[place] = addressof(found)
             self.config.grid[0], self.config.stream = grid, stream
-            self.driver.launch(self.config, self.function, self.addresses)
+            self.driver.launch(self.config, self.function, self.addresses, self.device)
 
     def _map(self, block: Any, kind: Dict[str, Any]) -> Any:
         tensor = block.tensor
         key = (tensor.data_ptr(), *tensor.shape, *tensor.stride(), *kind["block"])
-        if key not in self.maps:
+        found = self.maps.get(key)
+        if found is None:
             if len(self.maps) >= 1024:  # of tensors long gone
-                self.maps.clear()
-            self.maps[key] = self.driver.tensor_map(
+                self.maps.clear()  # here, and perhaps of another thread's, which holds its own
+            found = self.maps[key] = self.driver.tensor_map(
                 *(tensor.data_ptr(), tensor.shape, tensor.stride(), kind["block"]),
                 *(kind["element_type"], kind["element_size"], kind["swizzle"]),
             )
-        return self.maps[key]
+        return found
 
 
 def _names(kind: Any) -> List[str]:

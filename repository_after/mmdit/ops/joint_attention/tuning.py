@@ -32,12 +32,19 @@ SM_90 = {
     "some": Tiles(queries=64, keys=64, warps=4, stages=3),
     "many": Tiles(queries=64, keys=32, warps=2, stages=4),
 }
+NARROW = Tiles(queries=64, keys=32, warps=2, stages=1)  # 64 keys spill 650 bytes
 TILES: Dict[str, Dict[str, Tiles]] = {
-    "sm_80": SM_90,
+    "sm_80": {  # another stage spills
+        **SM_90,
+        "ieee": NARROW,
+        "few": Tiles(queries=32, keys=128, warps=2, stages=2),
+        "many": Tiles(queries=64, keys=32, warps=2, stages=3),
+    },
     "sm_90": SM_90,
     # with 4 warps, Triton 3.6 and 3.7 do not compile the kernel for these
     "sm_100": {
         **SM_90,
+        "ieee": NARROW,
         "tf32": Tiles(queries=64, keys=32, warps=2, stages=2),
         "wide": Tiles(queries=64, keys=64, warps=2, stages=3),
         "some": Tiles(queries=64, keys=64, warps=2, stages=3),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmdit.ops.modulation.reference import modulation_reference
 from mmdit.runtime.addresses import addresses
-from mmdit.runtime.architecture import on_gpu
+from mmdit.runtime.architecture import on_gpu, table_key
 from mmdit.runtime.dispatch import why_not
 from mmdit.runtime.launch import can_chain, launch, product_precision, unit_stride
 
@@ -51,6 +51,6 @@ def _forward(y: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> 
             *(len(weights), dim, block_b, BLOCK_N, max(16, 1 << (dim - 1).bit_length())),
             *(product_precision(), can_chain(y)),
         ),
-        warps=4,
+        warps=8 if block_b == 64 and table_key(y) == "sm_80" else 4,  # four spill there
     )
     return out

@@ -19,6 +19,8 @@ SPLIT_ROWS = 8192  # up to so many rows, the first layer's q, k and v by program
 LITTLE_SHARED = ((8, 6), (8, 9), (12, 0), (12, 1))  # 99 KB of shared memory; slices of 128 features take 104
 HOPPER_DIM = 128
 HOPPER_TILES = 396  # up to so many tiles (three to a multiprocessor) each has one to itself; beyond, four share it
+# Tile, stages, warps for q, k and v, and for the rest, beyond LATENCY_ROWS; on sm_80 and sm_100 others spill.
+THROUGHPUT = {"sm_80": (32, 2, 4, 4), "sm_90": (64, 3, 4, 4), "sm_100": (64, 3, 8, 8)}
 TRITON_WITH_GLUON = ("3.6.", "3.7.")  # whose Gluon the Hopper kernel was compiled with
 
 
@@ -48,7 +50,8 @@ def row_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
         return RowTiles(16, qkv_parts=3, qkv_warps=4, slices=slices, block_f=block_f, stages=stages, rows_warps=8)
     hopper = hopper_obstacle(dim, forward, x) is None
     parts = 3 if rows <= SPLIT_ROWS else 1
-    return RowTiles(tile=64, qkv_parts=parts, qkv_warps=4, slices=1, block_f=64, stages=3, rows_warps=4, hopper=hopper)
+    tile, stages, qkv_warps, rows_warps = THROUGHPUT[table_key(x)]
+    return RowTiles(tile, parts, qkv_warps, slices=1, block_f=64, stages=stages, rows_warps=rows_warps, hopper=hopper)
 
 
 def training_tiles(rows: int, dim: int, forward: int, x: Tensor) -> RowTiles:
