@@ -27,7 +27,7 @@ from mmdit.runtime.dispatch import UNCHECKED
 from mmdit.runtime.launch import Planned
 from mmdit.runtime.prebuilt import FORMAT, MANIFEST, sources_hash
 
-BUDGETED = (1, 4, 8, 32, 40, 66, 128)  # batches between which the tuning tables change, at the target sizes
+BUDGETED = (1, 4, 8, 32, 40, 66, 96, 128)  # batches between which the tuning tables change, at the target sizes
 TARGETS = {"cuda:80": 80, "cuda:90": 90, "cuda:100": 100}
 Compiled = Tuple[int, Planned, Any]
 
