@@ -32,12 +32,13 @@ Random = Callable[..., Tensor]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
+    parser.addoption("--exhaustive", action="store_true", help="run those marked exhaustive too: 15 more minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TREE] = tree_under_test()
     config.stash[SEED] = seed_of_this_run()
-    config.pluginmanager.register(Selection(config.getoption("quick"), reason_without_gpu()), "selection")
+    config.pluginmanager.register(Selection(reasons_not_to_run(config)), "selection")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
     os.environ.setdefault("MMDIT_UNCHECKED", "1")  # this is what checks them
     poison_memory()
@@ -62,6 +63,15 @@ def seed_of_this_run() -> int:
     if not seed.isdecimal():
         raise pytest.UsageError(f"MMDIT_TEST_SEED: expected a non-negative integer, got {seed!r}")
     return int(seed)
+
+
+def reasons_not_to_run(config: pytest.Config) -> dict[str, str | None]:
+    """By marker, in the order in which they are told."""
+    return {
+        "gpu": reason_without_gpu(),
+        "exhaustive": None if config.getoption("exhaustive") else "exhaustive: --exhaustive was not asked for",
+        "slow": "slow: left out by --quick" if config.getoption("quick") else None,
+    }
 
 
 def reason_without_gpu() -> str | None:

@@ -19,11 +19,11 @@ def expectation(item: pytest.Item) -> str:
 class Selection:
     """Pytest plugin that leaves out what this run cannot or shall not run, and says so everywhere it reports.
 
-    quick: leave out tests marked slow. without_gpu: why gpu tests cannot run, None where they can.
+    reasons: why tests of a marker are not run, None where they are.
     """
 
-    def __init__(self, quick: bool, without_gpu: str | None) -> None:
-        self.reasons = {"gpu": without_gpu, "slow": "slow: left out by --quick" if quick else None}
+    def __init__(self, reasons: dict[str, str | None]) -> None:
+        self.reasons = reasons
         self.not_run: list[dict[str, str]] = []
 
     def reason_not_to_run(self, item: pytest.Item) -> str | None:

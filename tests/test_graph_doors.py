@@ -94,7 +94,8 @@ QUICK = {
 
 
 def cases(door: str) -> list[Any]:
-    return [pytest.param(c, id=str(c), marks=[] if c in QUICK[door] else pytest.mark.slow) for c in ALL]
+    marks = {c: pytest.mark.slow if number % 7 == 0 else pytest.mark.exhaustive for number, c in enumerate(ALL)}
+    return [pytest.param(c, id=str(c), marks=[] if c in QUICK[door] else marks[c]) for c in ALL]
 
 
 class Through(nn.Module):
