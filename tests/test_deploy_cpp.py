@@ -44,7 +44,7 @@ def in_cpp(tmp_path_factory: pytest.TempPathFactory) -> Call:
     return call
 
 
-@pytest.mark.parametrize("name", ["layernorm_adaln", "MMDiT"])
+@pytest.mark.parametrize("name", ["layernorm_adaln", pytest.param("MMDiT", marks=pytest.mark.exhaustive)])
 def test_cpp_loads_a_package_and_gets_its_numbers_at_other_sizes(
     mmdit: ModuleType, in_cpp: Call, name: str, tmp_path: Path
 ) -> None:
