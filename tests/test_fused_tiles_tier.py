@@ -13,7 +13,7 @@ from tests.tiles_tier import VARIANTS, Case
 pytestmark = pytest.mark.upgrade
 
 Run = Callable[..., None]
-# Triton's interpreter computes bf16 wrongly. What the table gives each: tiles of 32 rows; tiles of 64; tiles of 16 and
+# Triton's interpreter computes bf16 wrongly. What the table gives each: tiles of 32 rows; of 64 (sm_80: 32); of 16 and
 # an MLP in four slices.
 TILE_32, TILE_64, SLICED = TABLE = ((torch.float32, 192), (torch.float16, 192), (torch.float16, 512))
 ONE, TWO = Shape(1, 7, 5, 2, 16), Shape(2, 7, 5, 1, 32)
