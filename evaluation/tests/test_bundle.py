@@ -19,6 +19,7 @@ from evaluation.judge.speed_cases import Plan
 from evaluation.judge.speed_record import not_timed
 from evaluation.report.bundle import judge_kept
 from evaluation.report.explain import MEANINGS, explain, read_report
+from evaluation.report.models import Report
 from evaluation.suite import pair
 from evaluation.suite.pair import WRONG_FIRST, Judged, judge_both
 from evaluation.suite.probe import Machine
@@ -154,8 +155,8 @@ def test_a_report_is_said_in_plain_words(graded: Graded, capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("known_machine")
-def test_a_success_and_a_grader_error_are_said_as_such(kata: Kata, monkeypatch: pytest.MonkeyPatch):
-    assert "The verdict is a success (exit code 0): 2 tests that fail" in explain(kata.report())
+def test_a_success_and_a_grader_error_are_said_as_such(kata: Kata, passing: Report, monkeypatch: pytest.MonkeyPatch):
+    assert "The verdict is a success (exit code 0): 2 tests that fail" in explain(passing)
     monkeypatch.setattr("evaluation.suite.pair.run_suite", lambda *_: 1 / 0)
     assert "There is no verdict" in explain(kata.report())
 

@@ -56,26 +56,25 @@ def test_no_object_in_a_schema_takes_other_keys_or_values_of_any_type(model: typ
     assert all(other is False or other.keys() & {"type", "anyOf"} for other in others)
 
 
-def test_a_success_says_so_everywhere(kata: Kata):
-    report = kata.report()
-    assert (report.success, report.error, report.failures) == (True, None, ())
-    assert {name: axis.status for name, axis in report.verdict} == {
+def test_a_success_says_so_everywhere(passing: Report):
+    assert (passing.success, passing.error, passing.failures) == (True, None, ())
+    assert {name: axis.status for name, axis in passing.verdict} == {
         "correctness": "pass",
         "deployability": "pass",
         "speed": "not_measured",
         "integrity": "pass",
     }
-    assert report.verdict.correctness.reason == (
+    assert passing.verdict.correctness.reason == (
         "2 contract tests passed, 1 were not run; 1 numeric cases are as near to the oracle as vanilla"
     )
-    assert report.comparison.fail_to_pass == (
+    assert passing.comparison.fail_to_pass == (
         "test_square.py::test_perimeter",
         "test_square.py::test_large_perimeter",
     )
-    assert len(report.comparison.pass_to_pass) == 2
-    assert (report.before.tests.passed, report.before.tests.as_declared) == (False, True)
-    assert (report.after.tests.passed, report.after.tests.as_declared) == (True, True)
-    summary = report.results.after.summary
+    assert len(passing.comparison.pass_to_pass) == 2
+    assert (passing.before.tests.passed, passing.before.tests.as_declared) == (False, True)
+    assert (passing.after.tests.passed, passing.after.tests.as_declared) == (True, True)
+    summary = passing.results.after.summary
     assert (summary.total, summary.passed, summary.failed, summary.errors, summary.skipped) == (5, 4, 0, 0, 1)
 
 
@@ -159,8 +158,8 @@ def test_the_summary_tells_wrong_cases_with_their_problems(kata: Kata, monkeypat
     assert "    0.x_out is all zeros" in out.getvalue().splitlines()
 
 
-def test_models_and_schema_refuse_unknown_keys_and_numbers_that_are_none(kata: Kata):
-    document = kata.report().model_dump(mode="json")
+def test_models_and_schema_refuse_unknown_keys_and_numbers_that_are_none(passing: Report):
+    document = passing.model_dump(mode="json")
     validate(Report, document)
     extra = document | {"surprise": 1}
     with pytest.raises(SchemaError):
@@ -171,8 +170,8 @@ def test_models_and_schema_refuse_unknown_keys_and_numbers_that_are_none(kata: K
         Report.model_validate(document | {"duration_seconds": float("nan")})
 
 
-def test_a_report_cannot_contradict_itself(kata: Kata):
-    document = kata.report().model_dump(mode="json")
+def test_a_report_cannot_contradict_itself(passing: Report):
+    document = passing.model_dump(mode="json")
     for change in ({"success": False}, {"error": "why"}, {"verdict": document["verdict"] | {"correctness": UNSURE}}):
         with pytest.raises(ValidationError, match="contradict"):
             Report.model_validate(document | change)
@@ -183,24 +182,23 @@ def test_a_report_cannot_contradict_itself(kata: Kata):
 UNSURE = {"status": "inconclusive", "reason": "r"}
 
 
-def test_what_is_written_reads_back_and_is_for_everyone_to_read(kata: Kata, tmp_path: Path):
-    report = kata.report()
+def test_what_is_written_reads_back_and_is_for_everyone_to_read(passing: Report, tmp_path: Path):
     files = tmp_path / "new" / "report.json", tmp_path / "latest.json"
-    write_record(report, *files)
+    write_record(passing, *files)
     for file in files:
-        assert Report.model_validate_json(file.read_bytes()) == report
+        assert Report.model_validate_json(file.read_bytes()) == passing
         assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_report_that_the_committed_schema_refuses_is_not_written(
-    kata: Kata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passing: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     older = json.loads(schema_file(Report).read_text(encoding="utf-8"))
     del older["properties"]["verdict"]
     monkeypatch.setattr(schema, "FOLDER", tmp_path)
     schema_file(Report).write_text(json.dumps(older))
     with pytest.raises(SchemaError):
-        write_record(kata.report(), tmp_path / "report.json")
+        write_record(passing, tmp_path / "report.json")
     assert not (tmp_path / "report.json").exists()
 
 
