@@ -19,7 +19,7 @@ SOURCE = Path(__file__).with_name("package_loader.cpp")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 pytestmark = [
     pytest.mark.upgrade,
-    pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler, neither CXX nor g++: AOTInductor needs one as well"),
 ]
@@ -44,7 +44,7 @@ def in_cpp(tmp_path_factory: pytest.TempPathFactory) -> Call:
     return call
 
 
-@pytest.mark.parametrize("name", ["layernorm_adaln", pytest.param("MMDiT", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", ["layernorm_adaln", "MMDiT"])
 def test_cpp_loads_a_package_and_gets_its_numbers_at_other_sizes(
     mmdit: ModuleType, in_cpp: Call, name: str, tmp_path: Path
 ) -> None:

@@ -94,7 +94,7 @@ QUICK = {
 
 
 def cases(door: str) -> list[Any]:
-    marks = {c: pytest.mark.slow if number % 7 == 0 else pytest.mark.exhaustive for number, c in enumerate(ALL)}
+    marks = {c: pytest.mark.slow if number % 14 == 0 else pytest.mark.exhaustive for number, c in enumerate(ALL)}
     return [pytest.param(c, id=str(c), marks=[] if c in QUICK[door] else marks[c]) for c in ALL]
 
 
@@ -190,7 +190,11 @@ def test_the_compiled_model_holds_the_operators_and_is_right(case: Case, rng: to
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FUSED, ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[] if k in (SELF_LINEAR, BLOCK_CROSS) else pytest.mark.exhaustive) for k in FUSED],
+    ids=str,
+)
 def test_a_graph_of_16_bits_holds_the_operators_and_is_right(kind: Kind, rng: torch.Generator) -> None:
     case = Case(kind, True, "tensor")
     model, inputs, options = draw(case, rng)
