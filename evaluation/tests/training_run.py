@@ -1,5 +1,6 @@
 """A run on the vanilla tree, small enough for a test."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ Start = Callable[..., Trainer]
 @pytest.fixture(name="start")
 def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Begins a run on the vanilla tree in a named folder; one thread, as more only wait for each other."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mmdit"]:
+        monkeypatch.delitem(sys.modules, name)  # another tree's, of a test before
     monkeypatch.syspath_prepend(str(TREE))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
