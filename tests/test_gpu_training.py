@@ -48,7 +48,7 @@ def test_no_gradient_of_twelve_layers_is_further_from_the_truth_than_pytorch_s(
     drawn.stack.recompute = recompute
     got, explanation = explained(drawn)
     assert_trains(explanation)
-    truth = truth_of(case, drawn)(torch.float64)
+    truth = truth_of(drawn)(torch.float64)
     fused, vanilla = errors(got, truth, 0.0), errors(by_pytorch(drawn.values), truth, 0.0)
     ratios = {name: error / vanilla[name] for name, error in fused.items()}
     further = {name: r for name, r in ratios.items() if r > (NORM_RATIO if "rms_norm_" in name else RATIO)}

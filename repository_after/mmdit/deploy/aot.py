@@ -12,8 +12,9 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import triton
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.progress import track
 from mmdit.config import MMDiTConfig
 from mmdit.deploy.budget import budget_key, excess, limits, read_budget, write_budget
 from mmdit.deploy.build import Resources, compile_planned, entry_of, resources
-from mmdit.deploy.plan import DTYPES, Sizes, plan, table_entry
+from mmdit.deploy.plan import DTYPES, Plan, Sizes, plan, plan_modules, table_entry
 from mmdit.runtime.dispatch import UNCHECKED
 from mmdit.runtime.launch import Planned
 from mmdit.runtime.prebuilt import FORMAT, MANIFEST, sources_hash
@@ -32,11 +33,11 @@ TARGETS = {"cuda:80": 80, "cuda:90": 90, "cuda:100": 100}
 Compiled = Tuple[int, Planned, Any]
 
 
-def compile_all(arches: Sequence[int], *sizes: Sizes) -> Iterator[Compiled]:
+def compile_all(arches: Sequence[int], *plans: Callable[[int], Plan]) -> Iterator[Compiled]:
     """(arch, launch, Triton's compiled kernel) for each specialisation, with its progress on stderr."""
     launches = []
     for arch in arches:
-        found = {name: launch for each in sizes for name, launch in plan(arch, each).items()}
+        found = {name: launch for each in plans for name, launch in each(arch).items()}
         launches += [(arch, launch) for launch in found.values()]
     console = Console(stderr=True)
     for arch, launch in track(launches, "compiling", console=console, disable=not console.is_terminal):
@@ -70,9 +71,12 @@ def measure(compiled: Iterator[Compiled]) -> Iterator[Tuple[str, Resources]]:
         yield budget_key(arch, launch.specialisation), resources(kernel)
 
 
-def read_config(path: Path) -> MMDiTConfig:
-    """MMDiTConfig of a JSON file with any of its fields; the errors are MMDiTConfig's."""
-    return MMDiTConfig(**json.loads(path.read_text()))
+def read_config(path: str) -> MMDiTConfig:
+    """MMDiTConfig of a JSON file with any of its fields; ArgumentTypeError where it is none."""
+    try:
+        return MMDiTConfig(**json.loads(Path(path).read_text()))
+    except (OSError, TypeError, ValueError) as error:  # of which MMDiTConfig's own are
+        raise argparse.ArgumentTypeError(f"expected MMDiTConfig's fields as JSON in {path}, got {error}") from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,19 +94,23 @@ def main(arguments: Sequence[str]) -> int:
     add("--length", type=int, default=default.length, help="rows of x (default: %(default)s)")
     add("--context", type=int, default=default.context, help="rows of the context (default: %(default)s)")
     add("--training", action="store_true", help="with gradients, in the paths that MMDIT_UNCHECKED now allows")
+    add("--modules", action="store_true", help="instead, into DIR: those of the modules of mmdit.deploy.table")
     given = parser.parse_args(arguments)
+    if given.modules and not given.output:
+        parser.error("--modules: expected --output, got none")
     sizes = Sizes(
         *(given.config or default.config, given.length, given.context, tuple(given.batch or default.batches)),
         *(tuple(given.dtype or default.dtypes), given.training),
     )
     arches = [TARGETS[name] for name in given.target or TARGETS]
     if given.output:
-        print(f"{write(given.output, compile_all(arches, sizes))} kernels in {given.output}")
+        plans = [plan_modules] if given.modules else [partial(plan, sizes=sizes)]
+        print(f"{write(given.output, compile_all(arches, *plans))} kernels in {given.output}")
         return 0
     if not UNCHECKED:
         parser.error("MMDIT_UNCHECKED: expected 1, as the budget has the kernels of training, got another, or none")
     few = replace(sizes, batches=tuple(given.batch or BUDGETED), training=False)
-    compiled = compile_all(arches, few, replace(few, training=True))
+    compiled = compile_all(arches, partial(plan, sizes=few), partial(plan, sizes=replace(few, training=True)))
     if given.update_budget:
         write_budget(limits(measure(compiled)))
         return 0

@@ -64,5 +64,8 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 
 
 def package(program: ExportedProgram, path: Path) -> Path:
-    """The program compiled by AOTInductor, for the device of its weights, as a .pt2 file; needs a C++ compiler."""
-    return Path(torch._inductor.aoti_compile_and_package(program, package_path=str(path)))
+    """The program compiled by AOTInductor, for the device of its weights, as a .pt2 file; needs a C++ compiler.
+
+    Whole ops, as an export on a GPU has, are decomposed first: nothing loads them where mmdit is not.
+    """
+    return Path(torch._inductor.aoti_compile_and_package(decompose(program), package_path=str(path)))

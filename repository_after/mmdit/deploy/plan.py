@@ -4,18 +4,20 @@ B batch, L x length, C context length, D model dim.
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, Iterator, Tuple
+from typing import Dict, Iterable, Iterator, List, Tuple
 
 import torch
 from torch import Tensor
 
 from mmdit.config import MMDiTConfig
+from mmdit.deploy.subjects import EXAMPLE, OTHERS, SUBJECTS
 from mmdit.model import MMDiT
 from mmdit.runtime.architecture import ARCHITECTURES, Architecture
 from mmdit.runtime.launch import Planned, planned
 from mmdit.runtime.prebuilt import Specialisation
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+Plan = Dict[Specialisation, Planned]
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,36 @@ def table_entry(arch: int) -> Architecture:
     return {10 * entry.capability[0] + entry.capability[1]: entry for entry in ARCHITECTURES}[arch]
 
 
-def plan(arch: int, sizes: Sizes) -> Dict[Specialisation, Planned]:
+def plan(arch: int, sizes: Sizes) -> Plan:
     """The launches of all calls of these sizes on cuda:ARCH, one of each specialisation, in the order of the first."""
-    found: Dict[Specialisation, Planned] = {}
+    found: Plan = {}
     with planned(table_entry(arch)) as launches:
         for dtype in sizes.dtypes:
             model = MMDiT(sizes.config).to("meta", DTYPES[dtype])
             for inputs in _calls(sizes, DTYPES[dtype]):
                 _run(model, inputs, sizes.training)
-                for launch in launches:
-                    found.setdefault(launch.specialisation, launch)
-                launches.clear()
+                _move(launches, found)
     return found
+
+
+def plan_modules(arch: int) -> Plan:
+    """The launches of each public module and op at the sizes of the table, in bf16."""
+    found: Plan = {}
+    with planned(table_entry(arch)) as launches, torch.no_grad():
+        for subject in SUBJECTS:
+            if "linear" in subject.name:
+                continue  # launches none, and autocast, which it calls, knows no meta tensors
+            module = subject.module().to("meta", torch.bfloat16)
+            for shape in (EXAMPLE, *OTHERS):
+                module(**{name: t.to("meta") for name, t in subject.inputs(shape, torch.bfloat16).items()})
+            _move(launches, found)
+    return found
+
+
+def _move(launches: List[Planned], found: Plan) -> None:
+    for launch in launches:
+        found.setdefault(launch.specialisation, launch)
+    launches.clear()
 
 
 def _calls(sizes: Sizes, dtype: torch.dtype) -> Iterator[Dict[str, Tensor]]:
