@@ -40,7 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEED] = seed_of_this_run()
     config.pluginmanager.register(Selection(reasons_not_to_run(config)), "selection")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
-    os.environ.setdefault("MMDIT_UNCHECKED", "1")  # this is what checks them
     poison_memory()
     torch.set_num_threads(1)  # the cases are small: threads that wait for a busy core cost more than they give
     sys.path.insert(0, str(config.stash[TREE]))

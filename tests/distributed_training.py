@@ -58,7 +58,6 @@ def step_matches_one_process(how: str, device: str, case: Case) -> None:
 def main() -> None:
     tree = Path(__file__).resolve().parent.parent / os.environ.get("REPO_PATH", "repository_after")
     sys.path.insert(0, str(tree))
-    os.environ.setdefault("MMDIT_UNCHECKED", "1")
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

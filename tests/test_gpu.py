@@ -23,6 +23,7 @@ from tests.cases import (
     random_mask,
 )
 from tests.numerics import TOLERANCE, assert_close
+from tests.quick import slow_unless
 from tests.verify import assert_inference_matches_oracle, assert_matches_oracle, build, draw_inputs
 
 pytestmark = pytest.mark.gpu
@@ -72,7 +73,9 @@ def test_functional_on_any_strides_and_scale_matches_the_oracle(
 
 @pytest.mark.contract
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [SMALL, Shape(2, 65, 64, 8, 16), TARGET], ids=str)
+@pytest.mark.parametrize(
+    "shape", slow_unless(lambda shape: shape.length != 65, [SMALL, Shape(2, 65, 64, 8, 16), TARGET]), ids=str
+)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_module_forward_and_gradients_match_the_oracle(
     mmdit: ModuleType, kind: Kind, shape: Shape, dtype: torch.dtype, rng: torch.Generator
@@ -83,7 +86,7 @@ def test_module_forward_and_gradients_match_the_oracle(
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", slow_unless(lambda dtype: dtype == torch.bfloat16, DTYPES), ids=str)
 def test_stack_of_12_layers_with_mask_and_positions_matches_the_oracle(
     mmdit: ModuleType, dtype: torch.dtype, rng: torch.Generator
 ) -> None:

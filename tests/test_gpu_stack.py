@@ -14,6 +14,7 @@ from tests import tiles_tier
 from tests.cases import TARGET, Shape
 from tests.kernels import seeded
 from tests.numerics import errors
+from tests.quick import slow_unless
 from tests.stack_dispatch import by_pytorch
 from tests.tiles_tier import Case, draw_call, draw_stack, fp32_products, launched, launches_of, outputs_of, truth_of
 
@@ -68,6 +69,12 @@ OTHER_SIZES = [
     for heads, dim_head in ((1, 16), (3, 16), (5, 16), (1, 32), (2, 32), (1, 64))
     for dtype in HALVES
 ]
+QUICK = (TARGETS[0], TARGETS[-2], FP32[0], HOPPER[0], HOPPER[2], PERSISTENT[0], OTHER_SIZES[0])
+MASKED = pytest.mark.parametrize("masked", slow_unless(lambda masked: not masked, [False, True]), ids=["", "masked"])
+
+
+def quick(cases: list[Case]) -> list[Any]:
+    return slow_unless(lambda case: case in QUICK, cases)
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +104,8 @@ def errors_beside_pytorch(case: Case, precision: str, seed: int) -> tuple[dict[s
     return errors(outputs_of(got[0]), truth, 0.0), errors(outputs_of(vanilla), truth, 0.0), explanation
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-@pytest.mark.parametrize("case", TARGETS, ids=str)
+@MASKED
+@pytest.mark.parametrize("case", quick(TARGETS), ids=str)
 def test_twelve_layers_in_16_bits_are_no_further_from_the_truth_than_pytorch(
     case: Case, masked: bool, seed: int
 ) -> None:
@@ -109,8 +116,8 @@ def test_twelve_layers_in_16_bits_are_no_further_from_the_truth_than_pytorch(
     assert all(fused[name] <= error for name, error in vanilla.items()), f"{fused} against {vanilla}"
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-@pytest.mark.parametrize("case", FP32, ids=str)
+@MASKED
+@pytest.mark.parametrize("case", quick(FP32), ids=str)
 def test_twelve_layers_by_tf32_products_are_no_further_from_the_truth_than_pytorch(
     case: Case, masked: bool, seed: int
 ) -> None:
@@ -121,8 +128,8 @@ def test_twelve_layers_by_tf32_products_are_no_further_from_the_truth_than_pytor
     assert all(fused[name] <= 1.1 * error for name, error in vanilla.items()), f"{fused} against {vanilla}"
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-@pytest.mark.parametrize("case", FP32, ids=str)
+@MASKED
+@pytest.mark.parametrize("case", quick(FP32), ids=str)
 def test_twelve_layers_by_exact_fp32_products_are_exact(case: Case, masked: bool, seed: int) -> None:
     if masked:
         case = replace(case, mask="empty-rows-and-columns", start="tensor")
@@ -131,17 +138,17 @@ def test_twelve_layers_by_exact_fp32_products_are_exact(case: Case, masked: bool
     assert max(fused.values()) <= 1e-5, fused
 
 
-@pytest.mark.parametrize("case", [*HOPPER, *PERSISTENT, *OTHER_SIZES], ids=str)
+@pytest.mark.parametrize("case", quick([*HOPPER, *PERSISTENT, *OTHER_SIZES]), ids=str)
 def test_a_stack_of_any_size_matches_the_oracle_in_the_launches_of_its_plan(case: Case, seed: int) -> None:
     tiles_tier.stack_matches_the_oracle(case, False, "cuda", seed)
 
 
-@pytest.mark.parametrize("case", [*HOPPER[:2], *PERSISTENT[:6], *TARGETS[:2], *TARGETS[-2:]], ids=str)
+@pytest.mark.parametrize("case", quick([*HOPPER[:2], *PERSISTENT[:6], *TARGETS[:2], *TARGETS[-2:]]), ids=str)
 def test_two_runs_give_the_same_bits(case: Case, seed: int) -> None:
     tiles_tier.two_runs_give_the_same_bits(replace(case, mask="random", start="tensor"), "cuda", seed)
 
 
-@pytest.mark.parametrize("case", [HOPPER[0], PERSISTENT[0], *TARGETS[:2]], ids=str)
+@pytest.mark.parametrize("case", quick([HOPPER[0], PERSISTENT[0], *TARGETS[:2]]), ids=str)
 def test_weights_and_inputs_may_lie_at_any_address(case: Case, seed: int) -> None:
     tiles_tier.weights_may_lie_at_any_address(replace(case, layers=2), "cuda", seed)
 

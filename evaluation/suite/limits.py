@@ -19,7 +19,7 @@ _LEAST_FREE = 1 << 26  # of a disk
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a command and all that descends from it. Memory is what is resident, summed over the processes."""
+    """Of a command and all that descends from it. Memory is what is resident, what several processes share once."""
 
     memory_bytes: int = 0  # 0: three quarters of what the machine or the container has
     processes: int = 256
@@ -65,7 +65,7 @@ class Watch:
         found = descendants(self.root)
         if len(found) > self.limits.processes:
             return f"started more than {self.limits.processes} processes at once"
-        if sum(found.values()) > self.memory:
+        if sum(found.values()) > self.memory and sum(map(_proportional, found, found.values())) > self.memory:
             return f"took more than {_told(self.memory)} of memory"
         return None
 
@@ -95,6 +95,16 @@ def descendants(root: int) -> dict[int, int]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return {pid: sizes[pid] for pid in found - {root}}
+
+
+def _proportional(pid: int, resident: int) -> int:
+    """Resident bytes of a process by its share of each page, as a compiler's workers have most in common; all of them
+    where the kernel does not tell.
+    """
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+    return resident if Path(f"/proc/{pid}").exists() else 0
 
 
 def size_of(folder: Path) -> int:

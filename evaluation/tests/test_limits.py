@@ -51,6 +51,11 @@ def run(tmp_path: Path, code: str, limits: Limits, timeout: float = 45) -> Finis
     return run_bounded(command, cwd=tmp_path, env={"TMPDIR": str(tmp_path)}, timeout=timeout, limits=limits)
 
 
+def test_memory_that_processes_share_counts_once(tmp_path: Path, others: set[int]):
+    code = "kept = b'x' * (1 << 27)\nimport os\nfor _ in range(4):\n    if os.fork() == 0: break"
+    assert run(tmp_path, code, Limits(memory_bytes=1 << 28), timeout=3).broken is None
+
+
 @pytest.mark.parametrize(("code", "limit", "told"), GREEDY.values(), ids=GREEDY)
 def test_a_limit_ends_a_greedy_process_and_says_so(
     tmp_path: Path, others: set[int], code: str, limit: dict[str, int], told: str

@@ -4,7 +4,7 @@
     MMDIT_KERNELS=DIR python serve.py      # needs no Triton and no C compiler
 
 DIR gets a cubin and the PTX of each kernel, and manifest.json. --check holds what is compiled to budget.json; it and
---update-budget take fewer batches, and the kernels of training too, which needs MMDIT_UNCHECKED=1.
+--update-budget take fewer batches, and the kernels of training too.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from mmdit.config import MMDiTConfig
 from mmdit.deploy.budget import budget_key, excess, limits, read_budget, write_budget
 from mmdit.deploy.build import Resources, compile_planned, entry_of, resources
 from mmdit.deploy.plan import DTYPES, Plan, Sizes, plan, plan_modules, table_entry
-from mmdit.runtime.dispatch import UNCHECKED
 from mmdit.runtime.launch import Planned
 from mmdit.runtime.prebuilt import FORMAT, MANIFEST, sources_hash
 
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--batch", action="append", type=int, help="repeatable (default: 1 to 256, closer where the tables change)")
     add("--length", type=int, default=default.length, help="rows of x (default: %(default)s)")
     add("--context", type=int, default=default.context, help="rows of the context (default: %(default)s)")
-    add("--training", action="store_true", help="with gradients, in the paths that MMDIT_UNCHECKED now allows")
+    add("--training", action="store_true", help="with gradients")
     add("--modules", action="store_true", help="instead, into DIR: those of the modules of mmdit.deploy.table")
     given = parser.parse_args(arguments)
     if given.modules and not given.output:
@@ -107,8 +106,6 @@ def main(arguments: Sequence[str]) -> int:
         plans = [plan_modules] if given.modules else [partial(plan, sizes=sizes)]
         print(f"{write(given.output, compile_all(arches, *plans))} kernels in {given.output}")
         return 0
-    if not UNCHECKED:
-        parser.error("MMDIT_UNCHECKED: expected 1, as the budget has the kernels of training, got another, or none")
     few = replace(sizes, batches=tuple(given.batch or BUDGETED), training=False)
     compiled = compile_all(arches, partial(plan, sizes=few), partial(plan, sizes=replace(few, training=True)))
     if given.update_budget:

@@ -27,7 +27,7 @@ from mmdit.ops.stack_persistent.op import run_persistent
 from mmdit.ops.stack_persistent.tuning import persistent_obstacle
 from mmdit.ops.stack_rows.op import run_tiles
 from mmdit.runtime.architecture import on_gpu
-from mmdit.runtime.dispatch import UNCHECKED, takes_fused, why_not
+from mmdit.runtime.dispatch import takes_fused, why_not
 from mmdit.runtime.launch import product_precision, unit_stride
 from mmdit.training.passes import Call
 from mmdit.training.stack import tensors_of, train_stack
@@ -144,8 +144,6 @@ def _training_obstacle(
     x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int, rates: Set[float]
 ) -> Optional[str]:
     """What keeps the training tier from a call, or None."""
-    if on_gpu(x) and not UNCHECKED:
-        return "the training kernels are newer than their last check on a GPU; MMDIT_UNCHECKED=1 takes them"
     problem = tiles_obstacle(x, context, layer, heads)
     if problem is None and len(rates) > 1:
         problem = "dropouts of different rates"

@@ -1,7 +1,7 @@
 """Where each call is decided: the fused kernel, or PyTorch's arithmetic, and why; `explain` tells.
 
 Read once, at import: MMDIT_FUSED=0 turns fusion off; TRITON_INTERPRET=1 sends CPU tensors through the kernels too,
-in Triton's interpreter; MMDIT_UNCHECKED=1 takes kernels as well that have yet to be checked on a GPU.
+in Triton's interpreter.
 """
 
 import os
@@ -15,7 +15,6 @@ from mmdit.runtime.architecture import architecture, capability, on_gpu
 
 FUSED = os.environ.get("MMDIT_FUSED", "1") != "0"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-UNCHECKED = os.environ.get("MMDIT_UNCHECKED", "0") == "1"
 FOLDER = os.environ.get("MMDIT_KERNELS") or None  # of kernels compiled ahead of time
 MIN_CAPABILITY = (8, 0)
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

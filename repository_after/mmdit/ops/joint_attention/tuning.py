@@ -10,7 +10,6 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 
-from mmdit.runtime.dispatch import UNCHECKED
 from mmdit.runtime.launch import product_precision
 
 
@@ -119,16 +118,6 @@ def attention_backward_tiles(
     return tuple(t._replace(queries=16) if block > 16 else t for t in tiles)
 
 
-HOPPER_BACKWARD = UNCHECKED  # until the kernel has been checked on a GPU: no interpreter runs Gluon
-
-
 def hopper_backward(key: str, rows: int, dim_head: int, dtype: torch.dtype, masked: bool) -> bool:
     """Whether the backward kernel for Hopper takes a call."""
-    return (
-        HOPPER_BACKWARD
-        and key == "sm_90"
-        and dim_head == 16
-        and 64 < rows <= 256
-        and dtype != torch.float32
-        and not masked
-    )
+    return key == "sm_90" and dim_head == 16 and 64 < rows <= 256 and dtype != torch.float32 and not masked
