@@ -8,7 +8,8 @@ tree is imported, so that one that is replaced later is not the one that is call
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from math import isfinite
 from os import fdopen
@@ -91,10 +92,13 @@ class Contender:
             self.weights = len(self.call.weights)
         self.odd: set[type] = set()
         self.static: Values | None = None
+        self.peak: int | None = None  # bytes that a graph holds, whose calls allocate nothing
         if name in CAPTURED:
             self.static = self.own(self.buffers[0])
             self.call(**self.static)
-            self.replay = capture(lambda: self.call(**self.static))
+            with peak_memory() as taken:
+                self.replay = capture(lambda: self.call(**self.static))
+            self.peak = taken[0]
 
     def own(self, values: Values) -> Values:
         """Copies, those of a step's inputs with gradients."""
@@ -211,17 +215,15 @@ class Timer:
         return {}
 
     def profile(self, case: str, contender: str) -> dict[str, Any]:
-        """On a GPU: seconds by kernel of one call, and the bytes that it allocates at its peak."""
+        """On a GPU: seconds by kernel of one call, and the bytes that it takes at its peak."""
         if self.device != "cuda":
             return {"kernels": None, "peak_bytes": None}
         made = self.contenders[case, contender]
         with self.guard(case):
             self.wait()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            made(0)
-            self.wait()
-            peak = torch.cuda.max_memory_allocated() - before
+            with peak_memory() as taken:
+                made(0)
+                self.wait()
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
                 made(0)
                 self.wait()
@@ -230,11 +232,20 @@ class Timer:
             if event.device_type == torch.autograd.DeviceType.CUDA:
                 kernels[event.name] = kernels.get(event.name, 0.0) + event.time_range.elapsed_us() / 1e6
         told = [{"name": name, "seconds": seconds} for name, seconds in kernels.items()]
-        return {"kernels": told or None, "peak_bytes": peak}
+        return {"kernels": told or None, "peak_bytes": taken[0] if made.peak is None else made.peak}
 
     def wait(self) -> None:
         if self.device == "cuda":
             synchronize()
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The bytes that were allocated inside, at their peak, when it is over."""
+    torch.cuda.reset_peak_memory_stats()
+    before, taken = torch.cuda.memory_allocated(), []
+    yield taken
+    taken.append(torch.cuda.max_memory_allocated() - before)
 
 
 def compiled(target: Callable[..., Any], mode: str) -> Callable[..., Any]:
