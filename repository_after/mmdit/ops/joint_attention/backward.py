@@ -39,7 +39,7 @@ def attend_backward(
         d_heads.stride(0),
     )
     options = {"launch_pdl": True} if chained else {}
-    if hopper_backward(table_key(query), rows, dim_head, query.dtype, bits is not None):
+    if hopper_backward(table_key(query), batch * heads, rows, dim_head, query.dtype, bits is not None):
         return launch(
             "joint_attention.kernel_backward_hopper:attention_backward_hopper_kernel",
             batch * heads,
