@@ -11,7 +11,7 @@ from evaluation.suite.command import EXIT_CODES, SUITE, add_run_options, run_gua
 from evaluation.suite.judge import judge_tree
 from evaluation.suite.probe import describe_machine
 from evaluation.suite.result import SuiteRun, TreeProblem, exit_code
-from evaluation.suite.run import Settings, engine_of, prepare, run_suite
+from evaluation.suite.run import Settings, engine_of, prepare, run_suite, with_processes
 from evaluation.suite.show import print_failures
 
 
@@ -58,7 +58,7 @@ def _run_tree(options: argparse.Namespace, settings: Settings, gpus: bool) -> Su
             stage = prepare(stack, options.tree, options.role, settings.timeout, engine_of(settings, gpus))
         except TreeProblem as problem:
             return SuiteRun(role=options.role, tree=str(options.tree), failures=(problem.failure(options.role),))
-        return run_suite(stage, settings, _show)
+        return run_suite(stage, with_processes(settings, gpus), _show)
 
 
 def _show(chunk: bytes) -> None:

@@ -49,6 +49,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="cpu leaves out the tests that need a GPU, cuda insists on one, auto takes what is there",
     )
     parser.add_argument(
+        "--processes",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="processes that share the suite of a tree (default: one for each core, at most 4; one alone on a GPU)",
+    )
+    parser.add_argument(
         "--isolation",
         choices=("process", "docker"),
         default="process",
@@ -64,6 +71,7 @@ def settings_from(options: argparse.Namespace, suite: Path) -> Settings:
         seed=secrets.randbelow(2**31) if options.seed is None else options.seed,
         device=options.device,
         keep=getattr(options, "bundle", None),
+        processes=options.processes,
         isolation=options.isolation,
     )
 
@@ -99,6 +107,13 @@ def _seconds(text: str) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, or 0 for the default")
+    return count
 
 
 def _seed(text: str) -> int:

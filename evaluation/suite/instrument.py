@@ -16,11 +16,18 @@ from typing import Literal
 Outcome = Literal["passed", "failed", "error"]
 _VANILLA = "repository_before"
 
+# One of several processes runs all canaries, and of the other tests its share, whatever order they are collected in.
 _PLUGIN = """\
-import os
-_write, _file = os.write, os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+import os, sys, zlib, pytest
+_number, _count = map(int, sys.argv[3:5])
+_write, _file = os.write, os.open({logs!r} + f"/{{_number}}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 def reached(nonce):
     _write(_file, nonce.encode() + b"\\n")
+def _is_own(item):
+    return item.path.name == {canary_file!r} or zlib.crc32(item.nodeid.encode()) % _count == _number
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    items[:] = filter(_is_own, items)
 """
 # Bodies of tests by what must become of them; NAME is the test's own random one.
 _CANARIES: tuple[tuple[Outcome, str], ...] = (
@@ -45,12 +52,16 @@ _COMPARISONS: tuple[tuple[Outcome, str], ...] = (
 
 @dataclass(frozen=True)
 class Instrumented:
-    """`suite` is the copy. `canaries`: their outcomes by function; `bodies`: the function that a nonce stands for."""
+    """`suite` is the copy. `canaries`: their outcomes by function; `bodies`: the function that a nonce stands for.
+
+    `plugin`: what each process imports first, with its number and the count of processes as arguments; `logs`: the
+    folder in which each leaves what it reached.
+    """
 
     suite: Path
     plugin: str
     folder: Path
-    log: Path
+    logs: Path
     canary_file: str
     canaries: dict[str, Outcome]
     bodies: dict[str, str]
@@ -62,9 +73,10 @@ class Instrumented:
         """A test's id without parameters, from the suite's folder on, wherever pytest's root is."""
         return nodeid.partition("[")[0].removeprefix(f"{self.suite.name}/")
 
-    def reached(self) -> Counter[str]:
-        """How often each test function's end was reached, by its id without parameters."""
-        lines = self.log.read_text(encoding="ascii", errors="replace").splitlines() if self.log.exists() else []
+    def reached(self, process: int) -> Counter[str]:
+        """How often each test function's end was reached in a process, by its id without parameters."""
+        log = self.logs / str(process)
+        lines = log.read_text(encoding="ascii", errors="replace").splitlines() if log.exists() else []
         return Counter(self.bodies.get(nonce, "") for nonce in lines)
 
 
@@ -77,16 +89,20 @@ def instrument(suite: Path, folder: Path) -> Instrumented:
     settings = suite.parent / "pyproject.toml"
     if settings.is_file():
         shutil.copy(settings, folder)
-    plugin, log = f"p{secrets.token_hex(8)}", folder / secrets.token_hex(8)
-    (folder / f"{plugin}.py").write_text(_PLUGIN.format(log=str(log)), encoding="utf-8")
-    canary_file = f"test_{secrets.token_hex(8)}.py"
+    plugin, logs, canary_file = (
+        f"p{secrets.token_hex(8)}",
+        folder / secrets.token_hex(8),
+        f"test_{secrets.token_hex(8)}.py",
+    )
+    logs.mkdir()
+    (folder / f"{plugin}.py").write_text(_PLUGIN.format(logs=str(logs), canary_file=canary_file), encoding="utf-8")
     canaries = _write_canaries(copy / canary_file, (copy / "numerics.py").is_file())
     bodies: dict[str, str] = {}
     for file in sorted(copy.rglob("test_*.py")):
         text, found = with_nonces(file.read_text(encoding="utf-8"), plugin)
         file.write_text(text, encoding="utf-8")
         bodies |= {nonce: f"{file.relative_to(copy).as_posix()}::{name}" for nonce, name in found.items()}
-    return Instrumented(copy, plugin, folder, log, canary_file, canaries, bodies)
+    return Instrumented(copy, plugin, folder, logs, canary_file, canaries, bodies)
 
 
 def _write_canaries(file: Path, compares: bool) -> dict[str, Outcome]:

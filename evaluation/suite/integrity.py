@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation.suite.instrument import Instrumented
@@ -11,26 +11,34 @@ from evaluation.suite.result import Evidence, FailureKind, TreeProblem
 _IGNORED = {"__pycache__", "reports", ".pytest_cache", ".ruff_cache"}
 
 
-def check_traces(outcomes: Mapping[str, str], instrumented: Instrumented) -> Evidence:
-    """Raise TreeProblem(SUITE_FORGED) where outcomes by test id contradict the canaries or the bodies reached."""
+def check_traces(outcomes: Sequence[Mapping[str, str]], instrumented: Instrumented) -> Evidence:
+    """Raise TreeProblem(SUITE_FORGED) where outcomes by test id, those of each of the processes that shared the suite,
+    contradict the canaries or the bodies reached there.
+    """
+    bodies = 0
+    for process, told in enumerate(outcomes):
+        reached = instrumented.reached(process)
+        bodies += sum(reached.values())
+        if wrong := _contradictions(told, reached, instrumented):
+            more = f" (and {len(wrong) - 1} more contradictions)" if len(wrong) > 1 else ""
+            raise TreeProblem(FailureKind.SUITE_FORGED, f"the results contradict themselves: {wrong[0]}{more}")
+    return Evidence(canary_file=instrumented.canary_file, canaries=len(instrumented.canaries), bodies_reached=bodies)
+
+
+def _contradictions(outcomes: Mapping[str, str], reached: Counter[str], instrumented: Instrumented) -> list[str]:
     wrong = []
     seen = {nodeid.rpartition("::")[2]: nodeid for nodeid in outcomes if instrumented.is_canary(nodeid)}
     for name, expected in instrumented.canaries.items():
         got = outcomes[seen[name]] if name in seen else "nothing"
         if got != expected:
             wrong.append(f"a test that must have the outcome {expected} has {got}")
-    reached = instrumented.reached()
     if "" in reached:
         wrong.append(f"{reached['']} lines in the log of reached ends that no test writes")
     passed = Counter(instrumented.function(nodeid) for nodeid, outcome in outcomes.items() if outcome == "passed")
     for function, count in passed.items():
         if reached[function] < count:
             wrong.append(f"{count} passes of {function}, whose end was reached {reached[function]} times")
-    if wrong:
-        more = f" (and {len(wrong) - 1} more contradictions)" if len(wrong) > 1 else ""
-        raise TreeProblem(FailureKind.SUITE_FORGED, f"the results contradict themselves: {wrong[0]}{more}")
-    canaries = len(instrumented.canaries)
-    return Evidence(canary_file=instrumented.canary_file, canaries=canaries, bodies_reached=sum(reached.values()))
+    return wrong
 
 
 def check_ids(reported: Iterable[str], collected: set[str]) -> None:

@@ -25,7 +25,7 @@ from evaluation.suite.result import (
     TreeProblem,
     grader_is_to_blame,
 )
-from evaluation.suite.run import Settings, collect_ids, engine_of, prepare, run_suite
+from evaluation.suite.run import Settings, collect_ids, engine_of, prepare, run_suite, with_processes
 from evaluation.suite.stage import Staged
 
 GRADER = Path(__file__).resolve().parents[1]
@@ -132,7 +132,7 @@ def _run_both(
     Returns both stages, open as long as `stack` is; none where a run broke.
     """
     stages = []
-    engine = engine_of(settings, gpus)
+    engine, settings = engine_of(settings, gpus), with_processes(settings, gpus)
     for role, run in runs.items():
         try:
             stages.append(prepare(stack, Path(run.tree), role, settings.timeout, engine))

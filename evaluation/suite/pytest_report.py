@@ -5,7 +5,8 @@ there, NaN makes the file invalid JSON, and the exit code in it is older than th
 """
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +50,10 @@ class _Test(BaseModel):
     setup: _Stage | None = None
     call: _Stage | None = None
     teardown: _Stage | None = None
+
+    @property
+    def expectation(self) -> Expectation | None:
+        return self.metadata.expectation
 
     @property
     def stages(self) -> list[_Stage]:
@@ -96,7 +101,7 @@ class PytestReport(BaseModel):
     collectors: list[_Collector] = Field(default_factory=list)
     not_run: list[_NotRun] = Field(default_factory=list)
 
-    def check(self, return_code: int, is_canary: Callable[[str], bool] = lambda _: False) -> None:
+    def check(self, return_code: int) -> None:
         """Raise TreeProblem unless the run went to its end and the report agrees with itself."""
         broken = [each for each in self.collectors if each.outcome == "failed"]
         if broken:
@@ -115,35 +120,46 @@ class PytestReport(BaseModel):
         left = self.summary.collected - self.summary.deselected - len(self.tests)
         if left:
             _mismatch(f"{left} of {self.summary.collected} collected tests have no outcome")
-        self._check_expectations(is_canary)
 
-    def collected(self) -> set[str]:
+    def collected(self) -> list[str]:
         """Every test that was collected, those that were left out among them."""
-        return {item.nodeid for each in self.collectors for item in each.result if item.type == "Function"}
+        return [item.nodeid for each in self.collectors for item in each.result if item.type == "Function"]
 
     def outcomes(self) -> dict[str, Outcome]:
         return {test.nodeid: test.verdict() for test in self.tests}
 
-    def cases(self, clean: Clean, is_canary: Callable[[str], bool] = lambda _: False) -> tuple[CaseResult, ...]:
-        return tuple(_case(test, clean) for test in self.tests if not is_canary(test.nodeid))
+    def cases(self, clean: Clean) -> tuple[CaseResult, ...]:
+        return tuple(_case(test, clean) for test in self.tests)
 
     def left_out(self) -> tuple[NotRun, ...]:
         return tuple(NotRun.model_validate(each.model_dump()) for each in self.not_run)
 
-    def _check_expectations(self, is_canary: Callable[[str], bool]) -> None:
-        declared = [(test.nodeid, test.metadata.expectation) for test in self.tests]
-        declared += [(each.nodeid, each.expectation) for each in self.not_run]
-        silent = tuple(nodeid for nodeid, expectation in declared if expectation is None)
-        if silent:
-            raise TreeProblem(
-                FailureKind.EXPECTATION_MISSING,
-                f"{len(silent)} tests declare neither contract nor upgrade: {silent[0]}",
-                silent,
-            )
-        ran = {test.metadata.expectation for test in self.tests if not is_canary(test.nodeid)}
-        for expectation in ("contract", "upgrade"):
-            if expectation not in ran:
-                raise TreeProblem(FailureKind.NO_TESTS, f"no {expectation} test ran")
+
+def joined(reports: Sequence[PytestReport], is_canary: Callable[[str], bool]) -> PytestReport:
+    """Of processes that shared a suite, what they told of its own tests, in the order in which these are collected.
+
+    Raises TreeProblem where a test is told of twice or declares no expectation, and where none of an expectation ran.
+    """
+    place = {nodeid: number for number, nodeid in enumerate(reports[0].collected())}
+    tests = [test for each in reports for test in each.tests if not is_canary(test.nodeid)]
+    tests.sort(key=lambda test: place.get(test.nodeid, len(place)))
+    not_run = [entry for each in reports for entry in each.not_run]
+    _check_ids_and_expectations([(each.nodeid, each.expectation) for each in (*tests, *not_run)])
+    for expectation in ("contract", "upgrade"):
+        if all(test.expectation != expectation for test in tests):
+            raise TreeProblem(FailureKind.NO_TESTS, f"no {expectation} test ran")
+    return reports[0].model_copy(update={"tests": tests, "not_run": not_run})
+
+
+def _check_ids_and_expectations(told: list[tuple[str, Expectation | None]]) -> None:
+    twice = tuple(nodeid for nodeid, count in Counter(nodeid for nodeid, _ in told).items() if count > 1)
+    if twice:
+        why = f"{len(twice)} tests were run more than once: {twice[0]}"
+        raise TreeProblem(FailureKind.SUITE_FORGED, why, twice)
+    silent = tuple(nodeid for nodeid, expectation in told if expectation is None)
+    if silent:
+        why = f"{len(silent)} tests declare neither contract nor upgrade: {silent[0]}"
+        raise TreeProblem(FailureKind.EXPECTATION_MISSING, why, silent)
 
 
 def read_pytest_report(path: Path) -> PytestReport:
@@ -166,12 +182,12 @@ def check_return_code(return_code: int) -> None:
 
 def _case(test: _Test, clean: Clean) -> CaseResult:
     outcome = test.verdict()
-    assert test.metadata.expectation is not None, "check() comes first"
+    assert test.expectation is not None, "joined() comes first"
     return CaseResult(
         nodeid=test.nodeid,
         name=test.nodeid.partition("::")[2],
         outcome=outcome,
-        expectation=test.metadata.expectation,
+        expectation=test.expectation,
         duration_seconds=sum(stage.duration for stage in test.stages),
         message=None if outcome == "passed" else clean(test.why()),
     )

@@ -1,10 +1,12 @@
 """Runs the suite on one tree in its own process and turns pytest's report into a SuiteRun."""
 
+import json
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +14,7 @@ from evaluation.suite.instrument import Instrumented, instrument
 from evaluation.suite.integrity import check_traces, digest_of
 from evaluation.suite.probe import Device, check_import, signal_name
 from evaluation.suite.process import Finished, OutputHandler, run_bounded
-from evaluation.suite.pytest_report import PytestReport, check_return_code, read_pytest_report
+from evaluation.suite.pytest_report import PytestReport, check_return_code, joined, read_pytest_report
 from evaluation.suite.result import (
     CaseResult,
     Evidence,
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
 _START = """\
 import sys
 sys.path.insert(0, sys.argv[1])
-__import__(sys.argv[2])
+plugin = __import__(sys.argv[2])
 import pytest
-sys.exit(pytest.main(sys.argv[3:]))
+sys.exit(pytest.main(sys.argv[5:], [plugin]))
 """
+_SIDE_BY_SIDE = Path(__file__).resolve().parents[1] / "worker" / "side_by_side.py"
+_MOST_PROCESSES = 4
 
 
 Isolation = Literal["process", "docker"]
@@ -47,6 +51,7 @@ Isolation = Literal["process", "docker"]
 class Settings:
     """How to run the suite; `timeout` in seconds is for one tree. `keep`: the folder that raw results are left in.
 
+    `processes` share the suite of a tree; 0 stands for what `with_processes` finds right.
     `isolation`: whether processes of a tree are limited as processes, or each is in a container of its own.
     """
 
@@ -56,7 +61,14 @@ class Settings:
     seed: int
     device: Device
     keep: Path | None = None
+    processes: int = 1
     isolation: Isolation = "process"
+
+
+def with_processes(settings: Settings, gpus: bool) -> Settings:
+    """The count of processes settled: one for each core up to four, and one alone where there is a GPU to share."""
+    most = 1 if gpus else min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    return replace(settings, processes=settings.processes or most)
 
 
 def engine_of(settings: Settings, gpus: bool) -> "Engine | None":
@@ -82,10 +94,10 @@ def run_suite(staged: Staged, settings: Settings, on_output: OutputHandler | Non
 
 
 def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output: OutputHandler | None) -> SuiteRun:
-    report_file = staged.scratch / "pytest.json"
+    report_files = [staged.scratch / f"pytest-{number}.json" for number in range(settings.processes)]
     untouched, suite = digest_of(staged.tree), digest_of(copy.suite)
     done = staged.run(
-        _command(copy, settings.quick, staged.role, report_file),
+        _command(copy, settings.quick, staged.role, report_files),
         cwd=copy.folder,
         env=dict(staged.env)
         | {
@@ -102,9 +114,10 @@ def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output:
     failures: tuple[Failure, ...] = ()
     evidence: Evidence | None = None
     try:
-        report = _report_of(done, settings.timeout, report_file, copy)
-        cases, not_run = report.cases(_name_of_copy_removed(staged), copy.is_canary), report.left_out()
-        evidence = check_traces(report.outcomes(), copy)
+        reports = [_report_of(done, settings.timeout, file) for file in report_files]
+        report = joined(reports, copy.is_canary)
+        cases, not_run = report.cases(_name_of_copy_removed(staged)), report.left_out()
+        evidence = check_traces([each.outcomes() for each in reports], copy)
         if digest_of(staged.tree) != untouched:
             raise TreeProblem(FailureKind.TREE_CHANGED, "the tree changed its own files while it was tested")
         if digest_of(copy.suite) != suite:
@@ -147,7 +160,7 @@ def collect_ids(settings: Settings) -> set[str]:
         )
         if done.return_code or not (scratch / "ids.json").exists():
             raise GraderError(f"the suite cannot be collected: {short_line(done.tail)}")
-        return read_pytest_report(scratch / "ids.json").collected()
+        return set(read_pytest_report(scratch / "ids.json").collected())
 
 
 def _without_canaries(return_code: int | None, cases: tuple[CaseResult, ...]) -> int | None:
@@ -155,20 +168,27 @@ def _without_canaries(return_code: int | None, cases: tuple[CaseResult, ...]) ->
     return 0 if return_code == 1 and cases and all(case.outcome == "passed" for case in cases) else return_code
 
 
-def _command(copy: Instrumented, quick: bool, role: Role, report_file: Path) -> list[str]:
-    """Tracebacks are shown for after only, and no list of failures: on before they are the declared ones, and canaries
-    fail on either. Who calls says which failures count."""
-    return [
-        *(sys.executable, "-P", "-c", _START, str(copy.folder), copy.plugin),
-        *(copy.suite.name, "-p", "no:cacheprovider", "-rN"),
-        *("--json-report", f"--json-report-file={report_file}"),
-        *("--json-report-omit", "log", "streams", "warnings", "keywords", "traceback"),
-        *(["--quick"] if quick else []),
-        "--tb=no" if role == "before" else "--tb=short",
+def _command(copy: Instrumented, quick: bool, role: Role, report_files: Sequence[Path]) -> list[str]:
+    """One process for each report file.
+
+    Tracebacks are shown for after only, and no list of failures: on before they are the declared ones, and canaries
+    fail on either. Who calls says which failures count.
+    """
+    each = [
+        [
+            *("-P", "-c", _START, str(copy.folder), copy.plugin, str(number), str(len(report_files))),
+            *(copy.suite.name, "-p", "no:cacheprovider", "-rN"),
+            *("--json-report", f"--json-report-file={report_file}"),
+            *("--json-report-omit", "log", "streams", "warnings", "keywords", "traceback"),
+            *(["--quick"] if quick else []),
+            "--tb=no" if role == "before" else "--tb=short",
+        ]
+        for number, report_file in enumerate(report_files)
     ]
+    return [sys.executable, "-E", "-s", "-S", str(_SIDE_BY_SIDE), json.dumps(each)]
 
 
-def _report_of(done: Finished, timeout: float, report_file: Path, copy: Instrumented) -> PytestReport:
+def _report_of(done: Finished, timeout: float, report_file: Path) -> PytestReport:
     if done.broken:
         raise TreeProblem(FailureKind.LIMIT_BROKEN, f"the suite's run {done.broken}")
     if done.return_code is None:
@@ -183,7 +203,7 @@ def _report_of(done: Finished, timeout: float, report_file: Path, copy: Instrume
             f"pytest ended with exit code {done.return_code} in the middle of the run, before its report",
         )
     report = read_pytest_report(report_file)
-    report.check(done.return_code, copy.is_canary)
+    report.check(done.return_code)
     return report
 
 
