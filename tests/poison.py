@@ -4,5 +4,5 @@ import torch
 
 
 def poison_memory() -> None:
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, without its import of Inductor
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -265,6 +265,7 @@ print(len(found.entries))
 """
 
 
+@pytest.mark.slow
 def test_a_call_finds_its_kernels_where_triton_is_not_installed(built: tuple[Path, list[Any]], tree: Path) -> None:
     root = Path(__file__).parents[1]
     done = run(

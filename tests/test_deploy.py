@@ -20,7 +20,7 @@ MODULES = (
     *("RMSNorm", "RMSNormWithResidual", "layernorm_adaln", "rmsnorm_adaln", "RMSNormSelfAttention"),
     *("RMSNormSelfAttention, linear", "RMSNormSelfCrossAttention", "MMDiTBlock", "MMDiT"),
 )
-SOME = {  # the first of a way in a quick run as well, but for ONNX 23
+SOME = {  # the first of a way in a quick run as well, but for ONNX, which test_onnx.py runs
     "export strict": ("rmsnorm_adaln", "RMSNormSelfAttention, linear"),
     "export non-strict": ("RMSNormWithResidual", "MMDiT"),
     "ONNX 18": ("layernorm_adaln",),
@@ -29,7 +29,7 @@ SOME = {  # the first of a way in a quick run as well, but for ONNX 23
 CELLS = [
     *[pytest.param(module, way, id=f"{way}-{module}") for way in ("eager", "script", "trace") for module in MODULES],
     *[
-        pytest.param(module, way, id=f"{way}-{module}", marks=[pytest.mark.slow] if number or "23" in way else [])
+        pytest.param(module, way, id=f"{way}-{module}", marks=[pytest.mark.slow] if number or "ONNX" in way else [])
         for way, modules in SOME.items()
         for number, module in enumerate(modules)
     ],

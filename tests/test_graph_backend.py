@@ -57,6 +57,7 @@ def check_training(options: dict[str, Any], batches: tuple[int, ...]) -> None:
         assert compilation.nodes_after["mmdit"] == 4, compilation
 
 
+@pytest.mark.slow
 def test_a_vanilla_block_is_fused_trains_and_is_compiled_once_for_any_batch() -> None:
     check_training(QUICK, (3, 4, 5, 6))
 

@@ -15,6 +15,7 @@ from tests.cases import BLOCK_CROSS, SELF, Shape
 from tests.graph_models import graph_package, operators
 from tests.look_alikes import JointBlock
 from tests.numerics import NEGLIGIBLE, TOLERANCE, Values, assert_accurate, assert_close, errors, evaluate
+from tests.quick import slow_unless
 from tests.vanilla import vanilla
 from tests.verify import build, draw_inputs, spread_weights
 
@@ -88,7 +89,7 @@ def test_a_modulated_norm_is_one_operator_however_it_is_spelled(
     assert_accurate(evaluate_norm(made, model, drawn), lambda p: evaluate_norm(plain[p], plain[p], drawn), dtype)
 
 
-@pytest.mark.parametrize("without", ["", pytest.param("one-plus", marks=pytest.mark.slow), "silu"])
+@pytest.mark.parametrize("without", slow_unless(lambda without: without == "", ("", "one-plus", "silu")))
 def test_a_look_alike_is_fused_and_what_is_not_is_told(without: str, rng: torch.Generator) -> None:
     block = JointBlock(16, 2, 7, without)
     inputs = (torch.randn(3, 7, 16), torch.randn(3, 5, 16), torch.randn(3, 16))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.quick import slow_unless
+
 pytestmark = pytest.mark.upgrade
 
-ARCHES = (80, 90, 100)
+BY_ARCH = pytest.mark.parametrize("arch", slow_unless(lambda arch: arch == 90, (80, 90, 100)))
 SAMPLE = {"qkv_kernel", "joint_attention_kernel", "rows_kernel", "gated_residual_kernel"}
 
 
@@ -30,14 +32,14 @@ def named(launch: Any) -> str:
     return launch.specialisation.kernel.partition(":")[2]
 
 
-@pytest.mark.parametrize("arch", [pytest.param(a, marks=[] if a == 90 else pytest.mark.slow) for a in ARCHES])
+@BY_ARCH
 def test_a_sample_of_the_kernels_is_within_its_budget(mmdit: ModuleType, arch: int) -> None:
     last = {named(launch): launch for launch in planned(arch) if named(launch) in SAMPLE}
     assert len(last) >= 3
     assert [line for launch in last.values() for line in excess(arch, launch)] == []
 
 
-@pytest.mark.parametrize("arch", ARCHES)
+@BY_ARCH
 def test_every_kernel_of_the_tables_has_a_budget(mmdit: ModuleType, arch: int) -> None:
     budget, plan = import_module("mmdit.deploy.budget"), import_module("mmdit.deploy.plan")
     limits = budget.read_budget()

@@ -38,7 +38,7 @@ class Watch:
 
     def __init__(self, root: int, folder: Path, limits: Limits) -> None:
         self.root, self.folder, self.limits = root, folder, limits
-        self.memory = limits.memory_bytes or _memory_of_this_machine() * 3 // 4
+        self.memory = limits.memory_bytes or most_memory()
         self.space = limits.folder_bytes or min(4 * GIB, shutil.disk_usage(folder).free * 3 // 4)
         self.output = 0
         self.broken: str | None = None
@@ -121,12 +121,13 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def _memory_of_this_machine() -> int:
+def most_memory() -> int:
+    """Three quarters of what the machine or the container has, in bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # "max": no limit
             total = min(total, int(Path(file).read_text(encoding="ascii")))
-    return total
+    return total * 3 // 4
 
 
 def _told(size: int) -> str:

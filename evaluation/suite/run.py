@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from evaluation.suite.instrument import Instrumented, instrument
 from evaluation.suite.integrity import check_traces, digest_of
+from evaluation.suite.limits import GIB, most_memory
 from evaluation.suite.probe import Device, check_import, signal_name
 from evaluation.suite.process import Finished, OutputHandler, run_bounded
 from evaluation.suite.pytest_report import PytestReport, check_return_code, joined, read_pytest_report
@@ -42,6 +43,7 @@ sys.exit(pytest.main(sys.argv[5:], [plugin]))
 """
 _SIDE_BY_SIDE = Path(__file__).resolve().parents[1] / "worker" / "side_by_side.py"
 _MOST_PROCESSES = 4
+_PROCESS_BYTES = 2 * GIB  # of each, with its interpreter of kernels: 1.6 measured
 
 
 Isolation = Literal["process", "docker"]
@@ -66,9 +68,9 @@ class Settings:
 
 
 def with_processes(settings: Settings, gpus: bool) -> Settings:
-    """The count of processes settled: one for each core up to four, and one alone where there is a GPU to share."""
-    most = 1 if gpus else min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    return replace(settings, processes=settings.processes or most)
+    """The count of processes settled: for each core one, up to four, that memory has room for; one alone on a GPU."""
+    room = max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)), most_memory() // _PROCESS_BYTES))
+    return replace(settings, processes=settings.processes or (1 if gpus else room))
 
 
 def engine_of(settings: Settings, gpus: bool) -> "Engine | None":
