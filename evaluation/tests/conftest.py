@@ -47,8 +47,8 @@ class Kata:
     def after(self) -> Path:
         return self.folder / "after"
 
-    def settings(self, *, timeout: float = 60, quick: bool = False) -> Settings:
-        return Settings(suite=self.suite, quick=quick, timeout=timeout, seed=7, device="cpu")
+    def settings(self, *, timeout: float = 60, quick: bool = False, processes: int = 1) -> Settings:
+        return Settings(suite=self.suite, quick=quick, timeout=timeout, seed=7, device="cpu", processes=processes)
 
     def append(self, file: str, text: str) -> None:
         with (self.folder / file).open("a", encoding="utf-8") as handle:

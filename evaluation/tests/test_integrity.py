@@ -30,6 +30,24 @@ def test_a_forged_run_contradicts_itself(kata: Kata, code: str, kind: FailureKin
     assert message in failure.message
 
 
+def test_processes_share_the_suite_and_give_what_one_does(kata: Kata):
+    alone, shared = kata.run_after(), kata.run_after(processes=3)
+    assert shared.failures == ()
+    assert [(case.name, case.outcome) for case in shared.cases] == [(case.name, case.outcome) for case in alone.cases]
+    assert (shared.not_run, shared.return_code) == (alone.not_run, alone.return_code)
+
+
+# What each process is told of its share: all of the suite, or next to nothing.
+SHARES = {"all": ("0, 1", "5 tests were run more than once"), "nothing": ("1, 10**12", "no contract test ran")}
+
+
+@pytest.mark.parametrize(("share", "message"), SHARES.values(), ids=SHARES)
+def test_each_test_is_run_by_one_of_the_processes(kata: Kata, share: str, message: str):
+    kata.append("suite/conftest.py", f"plugin = sys.modules[sys.argv[2]]\nplugin._number, plugin._count = {share}")
+    (failure,) = kata.run_after(processes=2).failures
+    assert message in failure.message
+
+
 def no_canaries(file: Path, compares: bool) -> dict[str, instrument_module.Outcome]:
     file.write_text("import pytest\n@pytest.mark.contract\ndef test_fails(): assert 0\n", encoding="utf-8")
     return {}

@@ -6,6 +6,7 @@ from evaluation.suite.run import collect_ids
 from evaluation.tests.conftest import Kata
 
 INIT = "after/mmdit/__init__.py"
+PROCESSES = 2  # that share the suite
 WRONG = "\ndef area(_): return 1\n"
 MAKES_EVERY_REPORT_PASS = """
 from _pytest.reports import TestReport
@@ -108,7 +109,7 @@ FORGERIES: dict[str, tuple[str, FailureKind, str]] = {
 def forge(kata: Kata, code: str) -> tuple[Failure, ...]:
     """What the grader says of the fake kata's after, once it is wrong and runs `code` as well."""
     kata.append(INIT, WRONG + code)
-    run = kata.run_after()
+    run = kata.run_after(processes=PROCESSES)
     if run.failures:
         return run.failures
     try:
