@@ -49,7 +49,7 @@ BROKEN_RUNS = {
 @pytest.mark.parametrize(("file", "code", "kind", "message"), BROKEN_RUNS.values(), ids=BROKEN_RUNS)
 def test_a_broken_run_is_named(kata: Kata, file: str, code: str, kind: FailureKind, message: str):
     kata.append(file, code)
-    (failure,) = kata.run_after(timeout=6 if kind is FailureKind.TIMEOUT else 60).failures
+    (failure,) = kata.run_after(timeout=6 if kind is FailureKind.TIMEOUT else 60, processes=2).failures
     assert (failure.kind, failure.tree) == (kind, "after")
     assert message in failure.message
 
