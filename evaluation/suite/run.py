@@ -101,7 +101,8 @@ def _run_copy(staged: Staged, settings: Settings, copy: Instrumented, on_output:
     done = staged.run(
         _command(copy, settings.quick, staged.role, report_files),
         cwd=copy.folder,
-        env=dict(staged.env)
+        env={"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // settings.processes))}  # NumPy takes all
+        | dict(staged.env)
         | {
             "REPO_PATH": str(staged.tree),
             "MMDIT_TEST_SEED": str(settings.seed),
