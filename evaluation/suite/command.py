@@ -53,7 +53,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=0,
         metavar="N",
-        help="processes that share the suite of a tree (default: one for each core, at most 4; one alone on a GPU)",
+        help="processes that share the suite of a tree (default: one for each core, at most 4, that memory has room "
+        "for; one alone on a GPU)",
     )
     parser.add_argument(
         "--isolation",

@@ -26,6 +26,8 @@ def main() -> NoReturn:
         readers[run.pid].start()
     while len(statuses) < len(readers):
         pid, status = os.wait()
+        if pid not in readers:
+            continue  # left behind by one of them, where this is the first process of a container
         readers[pid].join(LAST_SECONDS)
         if os.WIFSIGNALED(status):
             end_by(os.WTERMSIG(status))
