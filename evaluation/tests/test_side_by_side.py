@@ -27,6 +27,10 @@ def test_it_ends_as_the_first_that_does_not_end_as_usual(ends: tuple[int, int], 
     assert (done.returncode, done.stdout, done.stderr) == (code, "line\n" * 2, "")
 
 
+def test_an_end_while_others_start_is_not_lost():
+    assert launched("raise SystemExit(5)", *["raise SystemExit(1)"] * 60).returncode == 5
+
+
 def test_a_signal_ends_all():
     killed = "import os; os.kill(os.getpid(), 9)"
     assert launched("import time; time.sleep(60)", killed).returncode == -signal.SIGKILL

@@ -19,9 +19,10 @@ LAST_SECONDS = 5.0  # for what is still in a pipe, which a process left behind m
 
 
 def main() -> NoReturn:
-    readers, statuses = {}, {}
+    runs, readers, statuses = [], {}, {}
     for arguments in json.loads(sys.argv[1]):
         run = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        runs.append(run)  # a Popen that is let go reaps its process, and so its status
         readers[run.pid] = threading.Thread(target=pass_on, args=(run.stdout,), daemon=True)
         readers[run.pid].start()
     while len(statuses) < len(readers):
