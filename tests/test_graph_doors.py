@@ -55,7 +55,7 @@ STACK_ALONE = Kind(
 )
 HEADS = {"pack_heads": 1}
 ATTENTION = {**HEADS, "joint_attention": 1}
-# What stands in the graph in evaluation; the modulated norms in the middle are the gated residuals' own.
+# What stands in the graph in training; the modulated norms in the middle are the gated residuals' own.
 FUSED: dict[Kind, Operators] = {
     **dict.fromkeys((SELF, NO_CONTEXT, CONTEXT_LEFT_OUT, CROSS), ATTENTION),
     **dict.fromkeys((SELF_LINEAR, LINEAR_LEFT_OUT, CROSS_LINEAR), HEADS),  # no operator computes linear attention
@@ -82,7 +82,9 @@ class Case:
         return Shape(3, 7, 5, 2, 64 if self.kind.linear else 8)  # wide heads: see tests.cases.LINEAR_SHAPES
 
     def operators(self, training: bool) -> Operators:
-        """There is no backward of attention for fp32."""
+        """Blocks without gradients are one operator; there is no backward of attention for fp32."""
+        if not training and "gated_residual" in FUSED[self.kind]:
+            return {"stack": 1}
         return {name: n for name, n in FUSED[self.kind].items() if not (training and name == "joint_attention")}
 
 

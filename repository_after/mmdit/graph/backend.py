@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmdit.graph.passes.base import Opportunity, make_passes
+from mmdit.graph.passes.blocks import CONSTANT
 from mmdit.graph.report import kinds_of
 from mmdit.graph.trace import plain_graph
 
@@ -83,6 +84,9 @@ def to_aten(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.G
     mode = next((t.fake_mode for t in fakes if isinstance(t, FakeTensor)), nullcontext())
     with mode, torch.set_grad_enabled(torch.is_grad_enabled()):
         made = plain_graph(make_fx(graph_module, pre_dispatch=True)(*fakes))
+    for node, given in zip(made.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
+        if getattr(given, "_dynamo_static_input_type", None) and not isinstance(given, FakeTensor):
+            node.meta[CONSTANT] = given
     made.train(torch.is_grad_enabled())
     return made
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+ASSERTIONS = (torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)  # twice is once
 OUTSIDE = -1  # the storages of inputs and weights: a caller may have made any two of them one
 
 
@@ -229,7 +230,9 @@ def _is_call(node: fx.Node) -> bool:
 
 
 def _switches(node: fx.Node) -> bool:
-    """Whether a call without tensors in or out is there for what it does: gradient recording, autocast, assertions."""
+    """Whether a call without tensors out is there for what it does to others: gradient recording, autocast."""
+    if node.target in ASSERTIONS:
+        return False
     return _is_call(node) and (
         node.is_impure() or not node.users or getattr(node.target, "__module__", "") == "torch._C"
     )

@@ -21,10 +21,12 @@ SIZES = {
     value: name
     for name, value in (
         *(("B", vanilla.B), ("L", vanilla.L), ("C", vanilla.C), ("S", vanilla.S), ("H", vanilla.H)),
-        *(("Dh", vanilla.DH), ("D", vanilla.D), ("Dh/2", vanilla.DH // 2), ("F", 19)),
+        *(("Dh", vanilla.DH), ("D", vanilla.D), ("Dh/2", vanilla.DH // 2), ("F", 19), ("P", 29)),
+        *(("3 D", 3 * vanilla.D), ("6 D", 6 * vanilla.D)),
     )
 }
 ANY_NUMBER = {vanilla.EPS: "eps", vanilla.RMS_EPS: "rms_eps"}
+OPTIONAL = ("bias", "start_pos", "attn_mask")  # arguments that may be None
 NEAR = 3  # operations of a pattern that must have matched for it to be told as the nearest
 
 
@@ -171,7 +173,7 @@ class _Search:
 
     def _argument(self, wanted: fx.Node, got: Any, state: _State) -> Iterator[_State]:
         shape, actual = shape_of(wanted), shape_of(got)
-        if wanted.name == "bias" and got is None:
+        if wanted.name in OPTIONAL and got is None:
             state = state.copy()
             state.nodes[wanted] = None
             yield state

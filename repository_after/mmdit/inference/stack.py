@@ -22,6 +22,7 @@ from mmdit.inference.weights import (
     is_hooked,
     same_kind,
     stack_modulation,
+    tensors_of,
 )
 from mmdit.ops.stack_persistent.op import run_persistent
 from mmdit.ops.stack_persistent.tuning import persistent_obstacle
@@ -30,7 +31,7 @@ from mmdit.runtime.architecture import on_gpu
 from mmdit.runtime.dispatch import takes_fused, why_not
 from mmdit.runtime.launch import product_precision, unit_stride
 from mmdit.training.passes import Call
-from mmdit.training.stack import tensors_of, train_stack
+from mmdit.training.stack import train_stack
 
 TILES_MAX_DIM = 128
 TILES_HEAD_DIMS = (16, 32, 64)
@@ -59,29 +60,46 @@ def run_fused(
         takes_fused("stack", x, obstacle)
         return None
     attention = attention_of(blocks[0])
-    without = context is not None and context.shape[1] == 0
-    layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
-    problem = tiles_obstacle(x, context, layers[0], attention.num_head)
-    streams = 1 if context is None or without else 2
     mask = None if attn_mask is None else attn_mask if attn_mask.dtype == torch.bool else attn_mask != 0
     start = start_pos.contiguous() if isinstance(start_pos, Tensor) else start_pos
-    inputs = unit_stride(x), None if without else unit_stride(context)
     tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
     rate = max(drop_rates(blocks[0]))
     records = _records(x, y, context, weights)
     if records or rate > 0:
         takes_fused("stack", x, how=f"; training tier, recompute {recompute}")
+        streams = 1 if context is None else 2
         call = Call(blocks[0].conditioning, len(blocks), streams, *tables, mask, start, recompute, rate, records)
-        return train_stack(call, weights, *inputs, y)
+        return train_stack(call, weights, unit_stride(x), unit_stride(context), y)
+    return infer(blocks[0].conditioning, weights, x, y, context, mask, start, *tables)
+
+
+def infer(
+    conditioned: bool,
+    weights: Sequence[BlockWeights],
+    x: Tensor,
+    y: Optional[Tensor],
+    context: Optional[Tensor],
+    mask: Optional[Tensor],
+    start: Optional[Union[int, Tensor]],
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """run_fused without gradients, for weights that the kernels take: mask (B, L, L) bool, start contiguous."""
+    without = context is not None and context.shape[1] == 0
+    layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
+    problem = tiles_obstacle(x, context, layers[0], heads)
+    streams = 1 if context is None or without else 2
+    inputs = unit_stride(x), None if without else unit_stride(context)
     length = 0 if context is None else context.shape[1]
     forward = layers[0].x.up_weight.shape[0]
-    persists = not problem and persistent_obstacle(x, length, attention.num_head, forward) is None
+    persists = not problem and persistent_obstacle(x, length, heads, forward) is None
     tier = f"rows tier, not tiles: {problem}" if problem else "tiles tier, persistent" if persists else "tiles tier"
     takes_fused("stack", x, how=f"; {tier}")
     # after the inputs, which the next kernel reads before its wait: see ops/stack_rows/kernel.py
-    modulations = stack_modulation(blocks[0].conditioning, weights, streams, y)
+    modulations = stack_modulation(conditioned, weights, streams, y)
     run = run_rows if problem else run_persistent if persists else run_tiles
-    x_out, context_out = run(layers, modulations, *inputs, mask, start, *tables)
+    x_out, context_out = run(layers, modulations, *inputs, mask, start, heads, cos, sin)
     return x_out, context if without else context_out
 
 

@@ -3,7 +3,7 @@
 D model dim, F feed-forward.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -96,6 +96,21 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
     stream_weights = [StreamWeights(*tensors[i * size : (i + 1) * size]) for i in range(streams)]
     context = stream_weights[1] if streams == 2 else None
     return BlockWeights(LayerWeights(stream_weights[0], context), tuple(tensors[streams * size :]))
+
+
+def tensors_of(weights: Sequence[BlockWeights]) -> List[Tensor]:
+    """The blocks' weights, one after the other."""
+    return [t for w in weights for part in (*w.layer, w.condition) if part is not None for t in part]
+
+
+def blocks_of(flat: Sequence[Tensor], streams: int, layers: int) -> List[BlockWeights]:
+    """What tensors_of was given."""
+    size, own, found = len(flat) // layers, len(StreamWeights._fields), []
+    for i in range(0, len(flat), size):
+        parts = [StreamWeights(*flat[i + s * own :][:own]) for s in range(streams)]
+        layer = LayerWeights(parts[0], parts[1] if streams == 2 else None)
+        found.append(BlockWeights(layer, tuple(flat[i + streams * own : i + size])))
+    return found
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -192,7 +207,7 @@ def same_kind(x: Tensor, weights: Sequence[BlockWeights]) -> bool:
     if expected[4][0] != x.shape[2]:
         return False
     for block in weights:
-        tensors = [t for part in (*block.layer, block.condition) if part is not None for t in part]
+        tensors = tensors_of([block])
         if len(tensors) != len(expected) or [
             1
             for t, shape in zip(tensors, expected, strict=True)
@@ -206,13 +221,22 @@ def same_kind(x: Tensor, weights: Sequence[BlockWeights]) -> bool:
     return True
 
 
-def stack_modulation(conditioned: bool, weights: Sequence[BlockWeights], streams: int, y: Optional[Tensor]) -> Tensor:
-    """Scale, shift and gate of attention and MLP: (B or 1, layers, streams, 6, D) fp32 or wider."""
+def stack_modulation(
+    conditioned: bool,
+    weights: Sequence[BlockWeights],
+    streams: int,
+    y: Optional[Tensor],
+    modulate: Callable[..., Tensor] = modulation,
+) -> Tensor:
+    """Scale, shift and gate of attention and MLP: (B or 1, layers, streams, 6, D) fp32 or wider; with gradients if
+    modulate, ops/modulation's or its reference, gives them.
+    """
     if conditioned:
         matrices = [m for w in weights for m in w.condition[: 2 * streams : 2]]
         biases = [b for w in weights for b in w.condition[1 : 2 * streams : 2]]
-        chunks = modulation(y.view(len(y), -1), matrices, biases)
+        chunks = modulate(y.view(len(y), -1), matrices, biases)
         return chunks.unflatten(2, (6, -1)).unflatten(1, (len(weights), streams))
-    wide = torch.stack([t for w in weights for t in w.condition]).float().unflatten(0, (-1, 2, 2))  # layer, norm, pair
+    affine = torch.stack([t for w in weights for t in w.condition])
+    wide = affine.to(torch.promote_types(affine.dtype, torch.float32)).unflatten(0, (-1, 2, 2))  # layer, norm, pair
     scale, shift = wide[:, :, 0] - 1.0, wide[:, :, 1]
     return torch.stack((scale, shift, torch.ones_like(scale)), dim=2).flatten(1, 2)[None, :, None].contiguous()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmdit.inference.weights import BlockWeights, LayerWeights, StreamWeights, stack_modulation
+from mmdit.inference.weights import BlockWeights, StreamWeights, blocks_of, stack_modulation, tensors_of
 from mmdit.ops.joint_attention.op import pack_mask
 from mmdit.ops.stack_rows.op import padded_layout
 from mmdit.training.modulation import modulation_backward
@@ -28,27 +28,12 @@ def train_stack(
     return _StackFunction.apply(call, x, context, y, *tensors_of(weights))
 
 
-def tensors_of(weights: Sequence[BlockWeights]) -> List[Tensor]:
-    """The blocks' weights, one after the other."""
-    return [t for w in weights for part in (*w.layer, w.condition) if part is not None for t in part]
-
-
-def _blocks_of(flat: Sequence[Tensor], streams: int, layers: int) -> List[BlockWeights]:
-    """What tensors_of was given."""
-    size, found = len(flat) // layers, []
-    for i in range(0, len(flat), size):
-        parts = [StreamWeights(*flat[i + s * STREAM_SIZE :][:STREAM_SIZE]) for s in range(streams)]
-        layer = LayerWeights(parts[0], parts[1] if streams == 2 else None)
-        found.append(BlockWeights(layer, tuple(flat[i + streams * STREAM_SIZE : i + size])))
-    return found
-
-
 class _StackFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, call: Call, x: Tensor, context: Optional[Tensor], y: Optional[Tensor], *flat: Tensor
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        weights = _blocks_of(flat, call.streams, call.layers)
+        weights = blocks_of(flat, call.streams, call.layers)
         modulation = stack_modulation(call.conditioned, weights, call.streams, y)
         layout = padded_layout(x.shape[1], 0 if context is None else context.shape[1])
         bits = None if call.mask is None else pack_mask(call.mask, *layout[1:])
@@ -68,7 +53,7 @@ class _StackFunction(torch.autograd.Function):
         tensors = ctx.saved_tensors
         (y, modulation, bits, seeds), flat = tensors[:4], tensors[4 + len(Saved._fields) :]
         saved = Saved(*tensors[4 : 4 + len(Saved._fields)])
-        weights = _blocks_of(flat, call.streams, call.layers)
+        weights = blocks_of(flat, call.streams, call.layers)
         _, wants_x, wants_context, wants_y, *wants = ctx.needs_input_grad
         size = len(flat) // call.layers
         own = call.streams * STREAM_SIZE  # before the condition's

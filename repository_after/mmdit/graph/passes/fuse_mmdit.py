@@ -18,6 +18,7 @@ from mmdit.graph.effects import find_effects
 from mmdit.graph.expression import aten, base, dtype_of, express, source
 from mmdit.graph.match import Match, NearMiss, find
 from mmdit.graph.passes.base import Opportunity, OptimizationPass, register_pass
+from mmdit.graph.passes.blocks import CONSTANT, chains, emit_stack, find_blocks
 from mmdit.graph.passes.redundant_ops import RedundantOps
 from mmdit.graph.passes.rewrites import REWRITES, head_limit, pack_heads, per_sample
 from mmdit.ops.norm_adaln.tuning import MAX_DIM as MAX_NORM_DIM
@@ -25,12 +26,14 @@ from mmdit.ops.pack_heads.tuning import MAX_DIM as MAX_PACK_DIM
 from mmdit.runtime.dispatch import why_not
 
 ops = torch.ops.mmdit
-OF_ANY_DTYPE = ("turns", "cos", "sin", "attn_mask")
+OF_ANY_DTYPE = ("turns", "cos", "sin", "attn_mask", "start_pos")
 
 
 @register_pass("fuse_mmdit")
 class FuseMMDiT(OptimizationPass):
-    """Rewrites what computes as the vanilla parts do, however it is spelled, to the operators of torch.ops.mmdit.
+    """Rewrites what computes as the vanilla parts do, however it is spelled, to the operators of torch.ops.mmdit; in
+    evaluation whole blocks, and those that follow each other, to one. Their rotary tables, buffers with the same values
+    now, are then the first one's.
 
     What comes near and is not taken is told with the nearest pattern and the first difference. Where no kernel runs, as
     on a CPU, the operators are PyTorch's arithmetic, computed again in backward, and slower than what they replace: the
@@ -89,6 +92,7 @@ class _Rewrite:
                 if before is None or miss.reached > before.reached:
                     misses[miss.result] = miss
         self._take_heads()
+        self._take_blocks()
         self._merge_norms()
         for node, miss in misses.items():
             if node not in self.covered | self.silent and not node._erased:
@@ -168,6 +172,36 @@ class _Rewrite:
             self.covered.add(node)
             _erase_unused(self.graph, node)
 
+    def _take_blocks(self) -> None:
+        """One operator in the place of blocks, and of those that follow each other; it takes no gradients."""
+        if self.graph_module.training:
+            return
+        taken = []
+        for block in find_blocks(self.graph):
+            refused = block.obstacle() or next(filter(None, map(self._refusal, block.matches)), None)
+            names = tuple(node.name for node in block.results)
+            self.found.append(Opportunity(block.kind, names, "to stack", refused))
+            if refused is None:
+                taken.append(block)
+        for chain in reversed(list(chains(taken, self._constant))):
+            order = {node: i for i, node in enumerate(self.graph.nodes)}
+            results = chain[-1].results
+            first = min(results, key=order.__getitem__)
+            with self.graph.inserting_before(first):
+                made = emit_stack(chain, self._emit)
+            for node, out in zip(results, made, strict=True):
+                node.replace_all_uses_with(out)
+            for block in reversed(chain):
+                self.covered |= {node for match in block.matches for node in (match.result, *match.inside)}
+                for node in block.results:
+                    _erase_unused(self.graph, node)
+
+    def _constant(self, node: fx.Node) -> Tensor | None:
+        """The buffer or parameter that a node is, if it is one."""
+        if node.op == "get_attr":
+            return operator.attrgetter(node.target)(self.graph_module)
+        return node.meta.get(CONSTANT)
+
     def _tell_attention(self, query: fx.Node) -> None:
         """What kind of attention takes the query, if not PyTorch's own operator, which has been told of."""
         users = list(query.users)
@@ -199,7 +233,8 @@ class _Rewrite:
             return "arguments of different dtypes"
         if any(isinstance(match.numbers.get(n, 0), torch.SymInt) for n in ("D", "H", "Dh", "C")):
             return "a size that varies, other than the batch"
-        if "attn_mask" in match.arguments and match.numbers["Dh"] > head_limit(match, self.graph_module.training):
+        masked = match.arguments.keys() >= {"attn_mask", "q"}
+        if masked and match.numbers["Dh"] > head_limit(match, self.graph_module.training):
             return "a mask, and no kernel for the head dim"
         limits = {"modulated LayerNorm": MAX_NORM_DIM, "modulated RMSNorm": MAX_NORM_DIM, "RMS norm": None}
         limit = limits.get(match.spelling.name, MAX_PACK_DIM)
@@ -238,12 +273,12 @@ class _Rewrite:
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
     """A node that nobody uses, and what only it used."""
-    if node._erased or node.users or node.op in ("placeholder", "output"):
-        return
-    inputs = node.all_input_nodes
-    graph.erase_node(node)
-    for source_ in inputs:
-        _erase_unused(graph, source_)
+    left = [node]
+    while left:
+        node = left.pop()
+        if not (node._erased or node.users or node.op in ("placeholder", "output")):
+            left += node.all_input_nodes
+            graph.erase_node(node)
 
 
 def _origin(part: Any) -> Any:
