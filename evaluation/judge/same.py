@@ -7,12 +7,13 @@ import argparse
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import track
 
 from evaluation.judge.speed import judge_speed
-from evaluation.judge.speed_cases import plans
+from evaluation.judge.speed_cases import BASELINES, plans
 from evaluation.judge.speed_record import CONFIDENCE
 from evaluation.suite.command import ROOT, tree_folder
 from evaluation.suite.stage import staged
@@ -27,8 +28,19 @@ def main(argv: list[str] | None = None) -> int:
         "--tree", type=tree_folder, default=ROOT / "repository_before", help="default: repository_before"
     )
     parser.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="of one worker in one run")
+    parser.add_argument(
+        "--baselines",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="what the tree is timed as: eager, and on a GPU graph, compiled, compiled_graph, max_autotune, each of the"
+        " last three compiled anew in each run (default: all of them)",
+    )
     options = parser.parse_args(argv)
-    chosen, console, quiet = plans(options.device, not options.full), Console(width=160), Console(quiet=True)
+    if unknown := set(options.baselines) - set(BASELINES[options.device]):
+        parser.error(f"--baselines: expected some of {', '.join(BASELINES[options.device])}, got {min(unknown)}")
+    console, quiet = Console(width=160), Console(quiet=True)
+    chosen = [replace(plan, baselines=options.baselines) for plan in plans(options.device, not options.full)]
     outcomes: Counter[tuple[str, str]] = Counter()
     for _ in track(range(options.runs), "runs", console=console):
         with ExitStack() as stack:
@@ -42,6 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         same = outcomes[plan.case.name, "the same"]
         console.print(f"{plan.case.name}: the same in {same} of {options.runs} runs", highlight=False)
     return 0 if all(outcomes[plan.case.name, "the same"] >= CONFIDENCE * options.runs for plan in chosen) else 1
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 if __name__ == "__main__":

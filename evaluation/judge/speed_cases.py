@@ -20,11 +20,12 @@ CONTENDERS: dict[Device, tuple[str, ...]] = {"cpu": ("eager",), "cuda": ("eager"
 
 @dataclass(frozen=True)
 class Plan:
-    """A case, the calls of a turn, and the rounds of both phases."""
+    """A case, the calls of a turn, the rounds of both phases, and what of BASELINES before is timed as: none, all."""
 
     case: Case
     calls: int
     rounds: int
+    baselines: tuple[str, ...] = ()
 
 
 def _stack(batch: int, dtype: Literal["float32", "bfloat16"], layers: int, mode: Mode = "inference") -> Case:

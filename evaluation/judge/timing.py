@@ -98,7 +98,7 @@ class Session:
 
     def alone(self, plan: Plan, first: Seat, second: Seat) -> None:
         """Which of before's contenders is strongest, and how much it differs from itself."""
-        ready = self.prepare(first, plan, BASELINES[self.device])
+        ready = self.prepare(first, plan, plan.baselines or BASELINES[self.device])
         probes: dict[str, list[float]] = {name: [] for name in ready}
         for number in range(PROBES if len(ready) > 1 else 0):
             for name in ready:

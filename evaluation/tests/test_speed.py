@@ -1,6 +1,6 @@
 """Timed workers and their judge: honest ones pass, cheats are told for what they are, each by the defence for it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from rich.console import Console
 
 from evaluation.judge import same, speed
 from evaluation.judge.speed import Judged, judge_speed_again, keep_raw
+from evaluation.judge.speed_cases import Plan
 from evaluation.judge.speed_record import ContenderFacts, Kernel, Rates, RawSpeed, Turn, Work
 from evaluation.judge.turns import Values
 from evaluation.report.speed_axis import speed_axis
 from evaluation.suite.result import Failure, FailureKind, GraderError
+from evaluation.suite.stage import Staged
 from evaluation.tests.gallery.stopwatch import PLAN, Stopwatch, judged, stopwatch
 from evaluation.tests.gallery.timed import CHEATS, GAIN_NOTHING, HONEST_LOOK_ALIKES, TimedEntry
 
@@ -241,6 +243,23 @@ def test_a_tree_against_itself_has_to_be_the_same(
     monkeypatch.setattr(same, "plans", lambda *_: (PLAN,))
     assert same.main(["--runs", "1"]) == code
     assert f"the same in {says} runs" in capsys.readouterr().out
+
+
+def test_what_a_tree_is_timed_as_can_be_chosen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    chosen: list[Plan] = []
+
+    def judge(before: Staged, after: Staged, plans: Sequence[Plan], *rest: object):
+        chosen.extend(plans)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(same, "judge_speed", judge)
+    with pytest.raises(KeyboardInterrupt):
+        same.main(["--device", "cuda", "--baselines", "eager,graph"])
+    assert [plan.baselines for plan in chosen] == [("eager", "graph")] * 2
+    with pytest.raises(SystemExit) as usage:
+        same.main(["--baselines", "eager,graph"])
+    assert usage.value.code == 2
+    assert "--baselines: expected some of eager, got graph" in capsys.readouterr().err
 
 
 def kernels(names: tuple[str, ...]) -> tuple[Kernel, ...] | None:

@@ -1,6 +1,7 @@
 """Each defence of a timed run, switched off: what it is for gets through. By clocks that no other process can slow."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from evaluation.judge import speed
 from evaluation.judge.case import Case, Sizes
 from evaluation.judge.speed import Judged
-from evaluation.judge.speed_cases import BASELINES, Plan
+from evaluation.judge.speed_cases import Plan
 from evaluation.judge.speed_record import Phase, Worker
 from evaluation.judge.turns import Values
 from evaluation.report.speed_axis import speed_axis
@@ -109,16 +110,13 @@ class TestTurns:
         monkeypatch.setattr(World, "in_turns", one_after_another)
         assert outcome(World(PLAN, warmed).judged()) == "faster"
 
-    def test_without_the_strongest_baseline_a_captured_graph_of_the_same_is_faster(
-        self, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_without_the_strongest_baseline_a_captured_graph_of_the_same_is_faster(self):
         def launched(_world: World, _phase: Phase, _worker: Worker, name: str) -> float:
             return 1e-3 if name.endswith("graph") else 4e-3
 
         found = World(PLAN, launched, "cuda").judged()
         assert (outcome(found), found[0].cases[0].baseline) == ("inconclusive", "graph")
-        monkeypatch.setitem(BASELINES, "cuda", ("eager",))
-        found = World(PLAN, launched, "cuda").judged()
+        found = World(replace(PLAN, baselines=("eager",)), launched, "cuda").judged()
         assert (outcome(found), found[0].cases[0].contender) == ("faster", "graph")
 
     def test_without_the_noise_floor_luck_is_faster(self, monkeypatch: pytest.MonkeyPatch):

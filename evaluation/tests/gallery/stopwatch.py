@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
 
 from rich.console import Console
 
 from evaluation.judge.case import Case, Sizes
 from evaluation.judge.rates import measure_rates
 from evaluation.judge.speed import Judged, judge_raw
-from evaluation.judge.speed_cases import BASELINES, CONTENDERS, Device, Plan
+from evaluation.judge.speed_cases import CONTENDERS, Device, Plan
 from evaluation.judge.speed_record import RawCase, RawSpeed
 from evaluation.judge.timing import Seat, Session
 from evaluation.suite.companion import Stopped
@@ -73,7 +72,8 @@ def stopwatch(
 ) -> Iterator[Stopwatch]:
     """`folder` gets the candidates. Before is timed beside a second before only once, and never compiled."""
     write(folder / "before", honest)
-    with staged(folder / "before", "before") as stage, patch.dict(BASELINES, cuda=CONTENDERS["cuda"]):
+    plan = replace(plan, baselines=CONTENDERS[device])
+    with staged(folder / "before", "before") as stage:
         session = Session(seed, device, 10 * SECONDS, folder / "before", lambda _: None)
         with session.seat(stage, "before") as first:
             with session.seat(stage, "again") as second:
