@@ -56,6 +56,7 @@ def by_compile(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[..., Any
     return torch.compile(model, backend="mmdit", fullgraph=True)
 
 
+@pytest.mark.slow  # timed: not beside other processes on the GPU
 @pytest.mark.parametrize("door", [by_swap, by_graph, by_compile])
 def test_a_fused_vanilla_stack_is_as_fast_as_the_packages_own(
     door: Callable[..., Any], mmdit: ModuleType, rng: torch.Generator
