@@ -158,15 +158,6 @@ def a_used_stack_is_freed(seed: int) -> None:
     assert [ref() for ref in forgotten] == [None] * 3
 
 
-def a_compiled_stack_is_whole_and_right(seed: int) -> None:
-    stack, inputs = drawn(CASE, seed)
-    torch._dynamo.reset()
-    compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        ran = assert_right(lambda: compiled(**inputs))
-    assert not STACK_KERNELS & set(ran.launches), ran.launches
-
-
 def fake_tensors_take_the_modules(seed: int) -> None:
     stack, inputs = drawn(CASE, seed)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -81,12 +81,14 @@ def fused(program: Any) -> set[str]:
 
 
 @pytest.mark.slow
-def test_ops_stay_whole_in_an_exported_graph_and_come_apart_on_request(mmdit: ModuleType) -> None:
+@pytest.mark.parametrize("recorded", [True, False], ids=["with-gradients", "without"])
+def test_ops_stay_whole_in_an_exported_graph_and_come_apart_on_request(recorded: bool, mmdit: ModuleType) -> None:
     deploy, subjects = import_module("mmdit.deploy.export"), import_module("mmdit.deploy.subjects")
     subject = subjects.BY_NAME["MMDiTBlock"]
-    module, inputs = subject.module(), subject.inputs(subjects.EXAMPLE)
-    program = deploy.export(module, inputs, subject.axes(), whole=True)
-    assert fused(program) == {"mmdit.joint_attention.default", "mmdit.norm_adaln.default"}
+    module, inputs = subject.module().requires_grad_(recorded), subject.inputs(subjects.EXAMPLE)
+    with torch.set_grad_enabled(recorded):
+        program = deploy.export(module, inputs, subject.axes(), whole=True)
+    assert fused(program) == {"mmdit.norm_adaln.default" if recorded else "mmdit.stack.default"}
     apart = deploy.decompose(program)
     assert fused(apart) == set()
     other = subject.inputs(subjects.OTHERS[0])

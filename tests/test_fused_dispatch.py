@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests import stack_dispatch, stack_state
+from tests import stack_compiled, stack_dispatch, stack_state
 from tests.cases import SMALL, STACK
 from tests.stack_dispatch import CHANGES, OBSTACLES, OWN_LAYERS, TILED
 from tests.stack_state import COPIES, ROWS_TIER
@@ -122,9 +122,26 @@ def test_a_used_stack_is_freed_when_it_is_forgotten(interpreted: Interpreted, se
     interpreted(stack_state.a_used_stack_is_freed, seed)
 
 
+def test_a_compiled_stack_is_one_operator_with_the_kernels_of_a_call(interpreted: Interpreted, seed: int) -> None:
+    interpreted(stack_compiled.a_compiled_stack_is_one_operator_with_the_kernels_of_a_call, seed)
+
+
+SAMPLE = ("obstacle-hook", "obstacle-norm-of-another-eps", "layer-of-other-heads", "weight-of-a-subclass", "dropout")
+
+
 @pytest.mark.slow
-def test_a_compiled_stack_is_whole_and_right(interpreted: Interpreted, seed: int) -> None:
-    interpreted(stack_state.a_compiled_stack_is_whole_and_right, seed)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SAMPLE else pytest.mark.exhaustive) for n in stack_compiled.ALTERED]
+)
+def test_a_compiled_stack_that_was_altered_is_right(interpreted: Interpreted, name: str, seed: int) -> None:
+    interpreted(stack_compiled.a_compiled_stack_that_was_altered_is_right, name, seed)
+
+
+@pytest.mark.slow
+def test_a_compiled_stack_under_autocast_or_with_gradients_keeps_its_modules(
+    interpreted: Interpreted, seed: int
+) -> None:
+    interpreted(stack_compiled.a_compiled_stack_under_autocast_or_with_gradients_keeps_its_modules, seed)
 
 
 def test_fake_tensors_take_the_modules(interpreted: Interpreted, seed: int) -> None:

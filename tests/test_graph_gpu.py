@@ -56,8 +56,12 @@ def by_compile(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[..., Any
     return torch.compile(model, backend="mmdit", fullgraph=True)
 
 
+def by_swap_compiled(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[..., Any]:
+    return torch.compile(graph_package().fuse(model), fullgraph=True)
+
+
 @pytest.mark.slow  # timed: not beside other processes on the GPU
-@pytest.mark.parametrize("door", [by_swap, by_graph, by_compile])
+@pytest.mark.parametrize("door", [by_swap, by_swap_compiled, by_graph, by_compile])
 def test_a_fused_vanilla_stack_is_as_fast_as_the_packages_own(
     door: Callable[..., Any], mmdit: ModuleType, rng: torch.Generator
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdit.inference.rows import run_rows
-from mmdit.inference.stack import ROWS_MAX_DIM, infer
+from mmdit.inference.tiers import ROWS_MAX_DIM, infer
 from mmdit.inference.weights import StreamWeights, blocks_of, same_kind, stack_modulation
 from mmdit.ops.modulation.reference import modulation_reference
 from mmdit.runtime.custom_op import register_op
@@ -42,7 +42,8 @@ def stack_reference(
     modulation = stack_modulation(y is not None, blocks, streams, y, modulation_reference)
     start_pos = start if start_pos is None else start_pos + start
     layers = [block.layer for block in blocks]
-    return _both(run_rows(layers, modulation, x, context, attn_mask, start_pos, heads, cos, sin), x, context)
+    outputs = run_rows(layers, modulation, x, context, attn_mask, start_pos, heads, cos, sin, inplace=False)
+    return _both(outputs, x, context)
 
 
 def _run(

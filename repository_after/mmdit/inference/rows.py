@@ -28,6 +28,7 @@ def run_rows(
     heads: int,
     cos: Tensor,
     sin: Tensor,
+    inplace: bool = True,
 ) -> Tuple[Tensor, Optional[Tensor]]:
     """x (B, L, D) and context (B, C, D), or None, after all layers, in their dtype.
 
@@ -39,6 +40,7 @@ def run_rows(
         attn_mask, start_pos: as joint_attention and pack_heads take them.
         heads: H.
         cos, sin: (positions, Dh / 2).
+        inplace: whether memory of its own is written twice, which a graph's operators may not.
 
     Between the layers both streams are kept in fp32, whatever their dtype.
     """
@@ -48,7 +50,7 @@ def run_rows(
     modulations = _split(modulation)
     hidden: List[Optional[Tensor]] = []
     for t, (scale, shift, *_) in zip(rows, modulations[0], strict=False):
-        scale, shift = scale.expand(len(t), -1), shift.expand(len(t), -1)
+        scale, shift = scale.expand(t.shape[0], -1), shift.expand(t.shape[0], -1)
         hidden.append(layernorm_adaln(t, scale, shift, NORM_EPS).to(x.dtype))
 
     following = [*modulations[1:], [(None, None)] * 2]
@@ -66,7 +68,7 @@ def run_rows(
             rows[s], hidden[s] = gated_residual(
                 rows[s], branch, w.out_bias, gate_attn, w.out_norm, scale_mlp, shift_mlp, RMS_EPS, NORM_EPS
             )
-            up = F.silu(F.linear(hidden[s], w.up_weight, w.up_bias), inplace=True)  # (B, rows, F)
+            up = F.silu(F.linear(hidden[s], w.up_weight, w.up_bias), inplace)  # (B, rows, F)
             branch = _product(up, w.down_weight)
             scale, shift = then[s][:2]
             rows[s], hidden[s] = gated_residual(
@@ -78,7 +80,7 @@ def run_rows(
 
 def _product(t: Tensor, weight: Tensor) -> Tensor:
     """t weight^T, without the copy that linear would make of one stream's rows (B, rows, D) of a joint sequence."""
-    return F.linear(t, weight) if t.is_contiguous() else torch.bmm(t, weight.t().expand(len(t), -1, -1))
+    return F.linear(t, weight) if t.is_contiguous() else torch.bmm(t, weight.t().expand(t.shape[0], -1, -1))
 
 
 def _split(modulation: Tensor) -> List[List[Tuple[Tensor, ...]]]:

@@ -1,9 +1,5 @@
-"""Blocks: which of the fused tiers takes them, if any.
-
-"training": training/stack.py, where gradients are recorded or a dropout is on, one autograd function.
-"tiles": ops/stack_rows, everything but attention on tiles of rows, two or three launches a layer, or, where it can and
-pays, ops/stack_persistent, all layers in one launch.
-"rows": inference/rows, products by PyTorch, a kernel for all that lies between two of them.
+"""Blocks: whether the fused tiers take them. "training": training/stack.py, where gradients are recorded or a dropout
+is on, one autograd function; all others are in inference/tiers.py.
 """
 
 from typing import Iterable, List, Optional, Sequence, Set, Tuple, Union
@@ -12,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mmdit.inference.rows import run_rows
+from mmdit.inference.tiers import ROWS_MAX_DIM, infer, tiles_obstacle
 from mmdit.inference.weights import (
     BlockWeights,
     LayerWeights,
@@ -20,22 +16,15 @@ from mmdit.inference.weights import (
     block_weights,
     drop_rates,
     is_hooked,
+    kind_of,
     same_kind,
-    stack_modulation,
     tensors_of,
 )
-from mmdit.ops.stack_persistent.op import run_persistent
-from mmdit.ops.stack_persistent.tuning import persistent_obstacle
-from mmdit.ops.stack_rows.op import run_tiles
-from mmdit.runtime.architecture import on_gpu
+from mmdit.inference.whole import run_whole
 from mmdit.runtime.dispatch import takes_fused, why_not
-from mmdit.runtime.launch import product_precision, unit_stride
+from mmdit.runtime.launch import unit_stride
 from mmdit.training.passes import Call
 from mmdit.training.stack import train_stack
-
-TILES_MAX_DIM = 128
-TILES_HEAD_DIMS = (16, 32, 64)
-ROWS_MAX_DIM = 2048
 
 
 def run_fused(
@@ -53,7 +42,9 @@ def run_fused(
     The arguments are those of an MMDiTBlock, checked; `unsupported` is the caller's own reason for None, if any,
     `recompute` what a backward computes again, as MMDiT has it.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling():
+        return None if unsupported else run_whole(blocks, x, y, context, attn_mask, start_pos)
+    if torch._C._len_torch_dispatch_stack():
         return None
     obstacle, weights = (unsupported, []) if unsupported else _obstacle(blocks, x, y, context)
     if obstacle:
@@ -73,56 +64,10 @@ def run_fused(
     return infer(blocks[0].conditioning, weights, x, y, context, mask, start, *tables)
 
 
-def infer(
-    conditioned: bool,
-    weights: Sequence[BlockWeights],
-    x: Tensor,
-    y: Optional[Tensor],
-    context: Optional[Tensor],
-    mask: Optional[Tensor],
-    start: Optional[Union[int, Tensor]],
-    heads: int,
-    cos: Tensor,
-    sin: Tensor,
-) -> Tuple[Tensor, Optional[Tensor]]:
-    """run_fused without gradients, for weights that the kernels take: mask (B, L, L) bool, start contiguous."""
-    without = context is not None and context.shape[1] == 0
-    layers = [w.layer._replace(context=None) if without else w.layer for w in weights]
-    problem = tiles_obstacle(x, context, layers[0], heads)
-    streams = 1 if context is None or without else 2
-    inputs = unit_stride(x), None if without else unit_stride(context)
-    length = 0 if context is None else context.shape[1]
-    forward = layers[0].x.up_weight.shape[0]
-    persists = not problem and persistent_obstacle(x, length, heads, forward) is None
-    tier = f"rows tier, not tiles: {problem}" if problem else "tiles tier, persistent" if persists else "tiles tier"
-    takes_fused("stack", x, how=f"; {tier}")
-    # after the inputs, which the next kernel reads before its wait: see ops/stack_rows/kernel.py
-    modulations = stack_modulation(conditioned, weights, streams, y)
-    run = run_rows if problem else run_persistent if persists else run_tiles
-    x_out, context_out = run(layers, modulations, *inputs, mask, start, heads, cos, sin)
-    return x_out, context if without else context_out
-
-
 def layers_problem(layers: Iterable[nn.Module], kind: type) -> Optional[str]:
     """What keeps a stack's layers from being run together, though each may be fused alone; None if nothing does."""
     own = [layer for layer in layers if type(layer) is not kind or is_hooked(layer)]
     return "a layer of another class, or hooked" if own else None
-
-
-def tiles_obstacle(x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int) -> Optional[str]:
-    """What keeps the first tier from these sizes, or None."""
-    batch, length, dim = x.shape
-    forward = layer.x.up_weight.shape[0]
-    if x.dtype == torch.float32 and (on_gpu(x) or product_precision() == "ieee"):
-        return "fp32 products are PyTorch's: faster, and to TF32 it rounds where Triton cuts off"
-    if dim > TILES_MAX_DIM or dim // heads not in TILES_HEAD_DIMS:
-        return f"D above {TILES_MAX_DIM}, or a head dim not in {TILES_HEAD_DIMS}"
-    if forward % 64:
-        return "F not a multiple of 64"
-    rows = length + 128 + (0 if context is None else context.shape[1])
-    if 6 * batch * rows * dim >= 1 << 31:
-        return "more than 2^31 elements in a buffer"
-    return None
 
 
 def _obstacle(
@@ -143,7 +88,7 @@ def _obstacle(
         if found is None:
             return "a block with parts or hooks of its own", []
         rates |= drop_rates(block)
-        if _kind(block) != _kind(blocks[0]):
+        if kind_of(block) != kind_of(blocks[0]):
             return "blocks of different kinds", []
         weights.append(found)
     if not same_kind(x, weights):
@@ -174,7 +119,3 @@ def _records(x: Tensor, y: Optional[Tensor], context: Optional[Tensor], weights:
     """Whether gradients are recorded."""
     tensors = (x, y, context, *tensors_of(weights))
     return torch.is_grad_enabled() and bool([1 for t in tensors if t is not None and t.requires_grad])
-
-
-def _kind(block: nn.Module) -> Tuple[bool, bool, int]:
-    return block.conditioning, block.use_cross_attn, attention_of(block).num_head

@@ -84,6 +84,10 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
         or [1 for modules, size in sources.sizes if len(modules) != size]
     ):
         sources = _sources[block] = _find(block)
+    return _taken(block, sources)
+
+
+def _taken(block: nn.Module, sources: _Sources) -> Optional[BlockWeights]:
     if not sources.parameters or any(sources.hooks) or [1 for body in sources.bodies if "forward" in body]:
         return None
     if [1 for norm, eps in sources.norms if norm.eps != eps] or attention_of(block).linear:
@@ -96,6 +100,12 @@ def block_weights(block: nn.Module) -> Optional[BlockWeights]:
     stream_weights = [StreamWeights(*tensors[i * size : (i + 1) * size]) for i in range(streams)]
     context = stream_weights[1] if streams == 2 else None
     return BlockWeights(LayerWeights(stream_weights[0], context), tuple(tensors[streams * size :]))
+
+
+def traced_weights(block: nn.Module) -> Optional[BlockWeights]:
+    """block_weights, found anew, of a block that drops nothing: for what is traced."""
+    sources = _find(block)
+    return _taken(block, sources) if not any(d.training and d.p > 0 for d in sources.dropouts) else None
 
 
 def tensors_of(weights: Sequence[BlockWeights]) -> List[Tensor]:
@@ -128,6 +138,11 @@ def drop_rates(block: nn.Module) -> Set[float]:
 def attention_of(block: nn.Module) -> nn.Module:
     """An MMDiTBlock's attention, under either of its names."""
     return block.cross_attn if block.use_cross_attn else block.attn
+
+
+def kind_of(block: nn.Module) -> Tuple[bool, bool, int]:
+    """What MMDiTBlocks that are run together must have alike, beside the sizes of their weights."""
+    return block.conditioning, block.use_cross_attn, attention_of(block).num_head
 
 
 def _find(block: nn.Module) -> _Sources:
@@ -234,7 +249,7 @@ def stack_modulation(
     if conditioned:
         matrices = [m for w in weights for m in w.condition[: 2 * streams : 2]]
         biases = [b for w in weights for b in w.condition[1 : 2 * streams : 2]]
-        chunks = modulate(y.view(len(y), -1), matrices, biases)
+        chunks = modulate(y.view(y.shape[0], -1), matrices, biases)
         return chunks.unflatten(2, (6, -1)).unflatten(1, (len(weights), streams))
     affine = torch.stack([t for w in weights for t in w.condition])
     wide = affine.to(torch.promote_types(affine.dtype, torch.float32)).unflatten(0, (-1, 2, 2))  # layer, norm, pair
