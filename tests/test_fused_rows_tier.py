@@ -106,6 +106,11 @@ def test_layers_with_masks_and_positions_match_the_oracle(run: Run, kind: str, m
     run(rows_tier.layers_match_the_oracle, kind, SMALL, torch.float32, mask, start, False)
 
 
+@pytest.mark.parametrize("mask", ["empty-rows-and-columns", "padding"])
+def test_layers_with_masks_and_heads_too_wide_for_the_kernel_match_the_oracle(run: Run, mask: str) -> None:
+    run(rows_tier.layers_match_the_oracle, "cross", Shape(3, 13, 6, 3, 32), torch.float32, mask, "int", False)
+
+
 @pytest.mark.parametrize("kind", slow_unless(lambda kind: kind == "cross", KINDS))
 def test_layers_compile_whole_and_keep_their_kernels(run: Run, kind: str) -> None:
     run(rows_tier.layers_match_the_oracle, kind, SMALL, torch.float32, None, "int", True)

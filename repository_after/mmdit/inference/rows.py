@@ -13,7 +13,7 @@ from torch import Tensor
 from mmdit.attention import RMS_EPS
 from mmdit.inference.weights import NORM_EPS, LayerWeights
 from mmdit.ops.gated_residual.op import gated_residual
-from mmdit.ops.joint_attention.op import joint_attention
+from mmdit.ops.joint_attention.one_mask import OneMaskAttention
 from mmdit.ops.norm_adaln.op import layernorm_adaln
 from mmdit.ops.pack_heads.op import pack_heads
 
@@ -53,6 +53,7 @@ def run_rows(
         scale, shift = scale.expand(t.shape[0], -1), shift.expand(t.shape[0], -1)
         hidden.append(layernorm_adaln(t, scale, shift, NORM_EPS).to(x.dtype))
 
+    attention = OneMaskAttention(attn_mask, sum(lengths[1:]))
     following = [*modulations[1:], [(None, None)] * 2]
     for layer, now, then in zip(layers, modulations, following, strict=True):
         weights = layer[: len(rows)]
@@ -61,7 +62,7 @@ def run_rows(
         if len(rows) == 1:
             qkv, norms = [*qkv, None], [*norms, None, None]
         query, key, value = pack_heads(*qkv, *norms, cos, sin, start_pos, heads, RMS_EPS)  # (B, H, S, Dh)
-        mixed = joint_attention(query, key, value, attn_mask, sum(lengths[1:])).split(lengths, dim=1)  # (B, rows, D)
+        mixed = attention(query, key, value).split(lengths, dim=1)  # (B, rows, D)
         for s, w in enumerate(weights):
             _, _, gate_attn, scale_mlp, shift_mlp, gate_mlp = now[s]
             branch = _product(mixed[s], w.out_weight)  # its bias is the next kernel's

@@ -40,13 +40,14 @@ def joint_attention(
     """
     if not torch.jit.is_scripting():
         recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-        if takes_fused("joint_attention", query, _obstacle(query, recorded)):
+        if takes_fused("joint_attention", query, obstacle(query, recorded)):
             arguments = (query, key, value, attn_mask, context_length)
             return _call_forward(*arguments)[0] if recorded else _call(*arguments)
     return joint_attention_reference(query, key, value, attn_mask, context_length)
 
 
-def _obstacle(query: Tensor, recorded: bool) -> Optional[str]:
+def obstacle(query: Tensor, recorded: bool) -> Optional[str]:
+    """What keeps the kernel from a call, beside the device; recorded: whether gradients are."""
     if recorded and query.shape[3] > MAX_TRAINED_HEAD_DIM.get(query.dtype, 0):
         return f"gradients are recorded, for a head dim of {query.shape[3]} in {query.dtype}"
     return _unsupported(query)
@@ -74,9 +75,16 @@ def _run(
     context_length: int,
     lse: Optional[Tensor],
 ) -> Tensor:
+    return attend_rows(query, key, value, _bits(query, attn_mask, context_length), lse)
+
+
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, bits: Optional[Tensor], lse: Optional[Tensor] = None
+) -> Tensor:
+    """joint_attention by the kernel, for a mask that is packed; lse as attend has it."""
     query, key, value = map(unit_stride, (query, key, value))
-    out, bits, layout, scale = _fake(query), *_call_of(query, attn_mask, context_length)
-    attend(query, key, value, bits, out, layout, scale, lse=lse)
+    out = _fake(query)
+    attend(query, key, value, bits, out, *_unpadded(query), lse=lse)
     return out
 
 
@@ -91,18 +99,19 @@ def _backward(
     context_length: int,
 ) -> Tensor:
     query, key, value, grad = map(unit_stride, (query, key, value, grad))
-    d_heads, bits, layout, scale = _fake_backward(query), *_call_of(query, attn_mask, context_length)
+    d_heads, bits, (layout, scale) = _fake_backward(query), _bits(query, attn_mask, context_length), _unpadded(query)
     attend_backward(grad, out, query, key, value, lse, bits, d_heads, layout, scale=scale)
     return d_heads
 
 
-def _call_of(
-    query: Tensor, attn_mask: Optional[Tensor], context_length: int
-) -> Tuple[Optional[Tensor], Tuple[int, int, int, int], float]:
-    """attend's bits, layout and scale, for rows without padding and queries as they are."""
+def _bits(query: Tensor, attn_mask: Optional[Tensor], context_length: int) -> Optional[Tensor]:
+    return None if attn_mask is None else pack_mask(attn_mask, context_length, attn_mask.shape[1], query.shape[2])
+
+
+def _unpadded(query: Tensor) -> Tuple[Tuple[int, int, int, int], float]:
+    """attend's layout and scale, for rows without padding and queries as they are."""
     rows, dim_head = query.shape[2:]
-    bits = None if attn_mask is None else pack_mask(attn_mask, context_length, attn_mask.shape[1], rows)
-    return bits, (rows, 0, rows, rows), LOG2_E / dim_head**0.5
+    return (rows, 0, rows, rows), LOG2_E / dim_head**0.5
 
 
 def attend(
