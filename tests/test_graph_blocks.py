@@ -119,6 +119,28 @@ def test_a_block_with_another_eps_stays_operators_and_is_told(drawn: Drawn) -> N
     assert_right(made, model, inputs)
 
 
+@pytest.mark.slow
+def test_a_block_that_needs_its_own_context_first_stays_operators_and_is_told(drawn: Drawn) -> None:
+    model, inputs = drawn
+    graph_module = graph_package().trace(model.layers[0], ((), inputs)).graph_module
+    graph, aten = graph_module.graph, torch.ops.aten
+    context_out = graph.output_node().args[0][1]
+    (weight,) = graph.find_nodes(op="get_attr", target="mlp.0.weight")
+    (linear,) = weight.users
+    with graph.inserting_before(linear):
+        nothing = graph.call_function(aten.mul.Tensor, (graph.call_function(aten.mean.default, (context_out,)), 0))
+        late = graph.call_function(aten.add.Tensor, (weight, nothing))
+    late.meta["val"] = weight.meta["val"]
+    linear.replace_input_with(weight, late)
+    graph_module.recompile()
+    fuse = graph_package().find_pass("fuse_mmdit")()
+    made = fuse(graph_module).graph_module
+    assert operators(made) == {"norm_adaln": 2, "gated_residual": 4, "pack_heads": 1, "joint_attention": 1}
+    (found,) = [o for o in fuse.analyze(graph_module) if o.action == "to stack"]
+    assert found.refused == f"{late.name} comes after the first result"
+    assert_right(made, model.layers[0], inputs)
+
+
 def stack_launches_the_packages_own_kernels(seed: int) -> None:
     rng = kernels.seeded(seed)
     model, inputs = build(vanilla(), STACK, SHAPE, rng).half(), draw_inputs(STACK, SHAPE, rng)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+import mmdit.inference.op  # noqa: F401  registers the operator
 from mmdit.attention import RMS_EPS
 from mmdit.graph.expression import aten, base, same_shape, shape_of, source
 from mmdit.graph.match import Match, find
 from mmdit.graph.vanilla_blocks import BLOCKS
-from mmdit.inference import op as _  # noqa: F401  registers the operator
 from mmdit.inference.weights import NORM_EPS, StreamWeights
 
 ops = torch.ops.mmdit
@@ -54,8 +54,12 @@ class Block:
         names = [*StreamWeights._fields, *(f"c_{name}" for name in StreamWeights._fields), *CONDITIONS, *AFFINE]
         return [self.arguments[name] for name in names if name in self.arguments]
 
-    def obstacle(self) -> str | None:
-        """Why the operator does not compute this block, or None."""
+    def obstacle(self, order: dict[fx.Node, int]) -> str | None:
+        """Why the operator cannot stand for this block, or None; order: of the graph's nodes."""
+        first = min(map(order.__getitem__, self.results))
+        late = [node.name for node in self.arguments.values() if node is not None and order[node] > first]
+        if late:
+            return f"{late[0]} comes after the first result"
         for name, eps in EPS.items():
             got = self.matches[0].numbers[name]
             if any(match.numbers[name] != eps for match in self.matches):

@@ -176,18 +176,16 @@ class _Rewrite:
         """One operator in the place of blocks, and of those that follow each other; it takes no gradients."""
         if self.graph_module.training:
             return
-        taken = []
+        taken, order = [], {node: i for i, node in enumerate(self.graph.nodes)}
         for block in find_blocks(self.graph):
-            refused = block.obstacle() or next(filter(None, map(self._refusal, block.matches)), None)
+            refused = block.obstacle(order) or next(filter(None, map(self._refusal, block.matches)), None)
             names = tuple(node.name for node in block.results)
             self.found.append(Opportunity(block.kind, names, "to stack", refused))
             if refused is None:
                 taken.append(block)
         for chain in reversed(list(chains(taken, self._constant))):
-            order = {node: i for i, node in enumerate(self.graph.nodes)}
             results = chain[-1].results
-            first = min(results, key=order.__getitem__)
-            with self.graph.inserting_before(first):
+            with self.graph.inserting_before(min(results, key=order.__getitem__)):
                 made = emit_stack(chain, self._emit)
             for node, out in zip(results, made, strict=True):
                 node.replace_all_uses_with(out)
