@@ -172,7 +172,9 @@ def time_both_trees(context: int, backward: bool) -> StackResult:
     return stack.time_case(case, before, after, MACHINE, plan, lambda _: None)
 
 
-@pytest.mark.parametrize(("context", "backward"), [(2, False), (0, False), (2, True)])
+@pytest.mark.parametrize(
+    ("context", "backward"), [(2, True), *(pytest.param(n, False, marks=pytest.mark.slow) for n in (2, 0))]
+)
 def test_every_contender_of_both_trees_is_checked_and_timed(context: int, backward: bool) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # as the ops of a tree can be registered but once
         result = pool.submit(time_both_trees, context, backward).result()

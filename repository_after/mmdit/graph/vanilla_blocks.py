@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import mmdit.graph.differentiable  # noqa: F401  registers the operators
 from mmdit.graph.vanilla import DH, EPS, MASK, PER_SAMPLE, RMS_EPS, ROW, VECTOR, B, C, D, H, L, Spelling
 from mmdit.inference.weights import NORM_EPS
 

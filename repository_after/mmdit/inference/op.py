@@ -62,9 +62,11 @@ def _run(
     blocks = blocks_of(weights, streams, _layers(weights, streams, y))
     if x.shape[2] > ROWS_MAX_DIM or not same_kind(x, blocks):
         return stack_reference(x, context, y, attn_mask, cos, sin, start_pos, start, weights, heads)
-    start_pos = start if start_pos is None else (start_pos + start).contiguous()
+    if start_pos is not None:
+        start_pos = (start_pos + start if start else start_pos).contiguous()
+    where = start if start_pos is None else start_pos
     tables = cos.contiguous(), sin.contiguous()
-    return _both(infer(y is not None, blocks, x, y, context, attn_mask, start_pos, heads, *tables), x, context)
+    return _both(infer(y is not None, blocks, x, y, context, attn_mask, where, heads, *tables), x, context)
 
 
 def _layers(weights: Sequence[Tensor], streams: int, y: Optional[Tensor]) -> int:
@@ -91,4 +93,5 @@ stack = register_op(
     reference=stack_reference,
     fake=_fake,
     unsupported=lambda x: None,
+    by_reference=True,
 )

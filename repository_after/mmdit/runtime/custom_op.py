@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdit.runtime.dispatch import why_not
+from mmdit.runtime.reference_gradients import reference_gradients
 
 _library = torch.library.Library("mmdit", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -21,6 +22,7 @@ def register_op(
     unsupported: Callable[[Tensor], Optional[str]],
     setup_context: Optional[Callable[..., None]] = None,
     backward: Optional[Callable[..., Any]] = None,
+    by_reference: bool = False,
 ) -> Callable[..., Any]:
     """Register the op mmdit::NAME, and return the function to call it by where its kernel can run.
 
@@ -30,6 +32,7 @@ def register_op(
         fake: gives empty outputs of the right shape, dtype, device and strides.
         unsupported: the op's own reason against its kernel for x, or None.
         setup_context, backward: as in torch.library.register_autograd; none for an op that is itself a backward.
+        by_reference: without those, in a graph, the reference is computed again in backward, for its gradients.
 
     A plain eager call goes to the kernel straight, under a torch.autograd.Function where gradients are recorded:
     through the dispatcher it takes 36 us more (H200 host). Under torch.compile, torch.export, and dispatch modes or
@@ -50,6 +53,9 @@ def register_op(
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
         function = _autograd_function(name, kernel, setup_context, backward)
+    if by_reference:  # here: registered after a first call, it would be missed under AOTAutograd
+        setup_context, backward = reference_gradients(reference)
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
 
     def call(x: Tensor, *rest: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(x) not in _PLAIN:

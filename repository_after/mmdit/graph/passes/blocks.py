@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import mmdit.inference.op  # noqa: F401  registers the operator
 from mmdit.attention import RMS_EPS
 from mmdit.graph.expression import aten, base, same_shape, shape_of, source
 from mmdit.graph.match import Match, find

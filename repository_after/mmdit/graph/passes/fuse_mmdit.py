@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
-import mmdit.graph.differentiable  # noqa: F401  so that what is fused can be trained
 from mmdit.graph import vanilla
 from mmdit.graph.effects import find_effects
 from mmdit.graph.expression import aten, base, dtype_of, express, source

@@ -102,4 +102,5 @@ _call = register_op(
     reference=gated_residual_reference,
     fake=_empty,
     unsupported=_unsupported,
+    by_reference=True,
 )

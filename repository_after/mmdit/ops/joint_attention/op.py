@@ -217,6 +217,7 @@ _call = register_op(
     reference=_reference,
     fake=_fake,
     unsupported=_unsupported,
+    by_reference=True,
 )
 _call_forward = register_op(
     "joint_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, SymInt context_length)"

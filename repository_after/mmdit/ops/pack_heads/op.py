@@ -105,4 +105,5 @@ _call = register_op(
     reference=pack_heads_reference,
     fake=_fake,
     unsupported=_unsupported,
+    by_reference=True,
 )

@@ -1,30 +1,22 @@
-"""Gradients for the fused operators whose kernels have none: their PyTorch arithmetic, computed again in backward."""
+"""Gradients of an op by autograd through its PyTorch arithmetic, computed again in backward."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Callable, Tuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmdit.inference import op as stack  # noqa: F401  registers the operator
-from mmdit.inference.op import stack_reference
-from mmdit.ops.gated_residual import op as gated_residual  # noqa: F401
-from mmdit.ops.gated_residual.reference import gated_residual_reference
-from mmdit.ops.joint_attention import op as joint_attention  # noqa: F401
-from mmdit.ops.joint_attention.reference import joint_attention_reference
-from mmdit.ops.pack_heads import op as pack_heads  # noqa: F401
-from mmdit.ops.pack_heads.reference import pack_heads_reference
 
+def reference_gradients(reference: Callable[..., Any]) -> Tuple[Callable[..., None], Callable[..., Any]]:
+    """setup_context and backward, as torch.library.register_autograd takes them, of what computes as reference does."""
 
-def _register(name: str, reference: Callable[..., Any]) -> None:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
         values, ctx.structure = tree_flatten(list(inputs))
         ctx.rest = [None if isinstance(value, Tensor) else value for value in values]
         ctx.places = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
         ctx.save_for_backward(*(values[i] for i in ctx.places))
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
         values, needed = list(ctx.rest), tree_flatten(list(ctx.needs_input_grad))[0]
         wanted = [i for i in ctx.places if needed[i]]
         for i, saved in zip(ctx.places, ctx.saved_tensors, strict=True):
@@ -42,10 +34,4 @@ def _register(name: str, reference: Callable[..., Any]) -> None:
         by_place = dict(zip(wanted, found, strict=True))
         return tuple(tree_unflatten([by_place.get(i) for i in range(len(values))], ctx.structure))
 
-    torch.library.register_autograd(f"mmdit::{name}", backward, setup_context=setup_context)
-
-
-_register("gated_residual", gated_residual_reference)
-_register("pack_heads", pack_heads_reference)
-_register("joint_attention", joint_attention_reference)  # without what backward needs: for evaluation
-_register("stack", stack_reference)
+    return setup_context, backward
