@@ -21,8 +21,8 @@ SIZES = {
     value: name
     for name, value in (
         *(("B", vanilla.B), ("L", vanilla.L), ("C", vanilla.C), ("S", vanilla.S), ("H", vanilla.H)),
-        *(("Dh", vanilla.DH), ("D", vanilla.D), ("Dh/2", vanilla.DH // 2), ("F", 19), ("P", 29)),
-        *(("3 D", 3 * vanilla.D), ("6 D", 6 * vanilla.D)),
+        *(("Dh", vanilla.DH), ("D", vanilla.D), ("Dh/2", vanilla.DH // 2), ("F", vanilla.FORWARD)),
+        *(("P", vanilla.P), ("3 D", 3 * vanilla.D), ("6 D", 6 * vanilla.D)),
     )
 }
 ANY_NUMBER = {vanilla.EPS: "eps", vanilla.RMS_EPS: "rms_eps"}

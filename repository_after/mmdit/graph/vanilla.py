@@ -1,7 +1,7 @@
 """Vanilla spellings of what is fused. Their exported graphs are the patterns: nobody types a graph by hand.
 
-B batch, L x length, C context length, S = L + C, D model dim, H heads, Dh head dim. Sizes are all different, so that a
-number in an exported graph tells which size it is. EPS and RMS_EPS stand for any.
+B batch, L x length, C context length, S = L + C, P positions, D model dim, H heads, Dh head dim, F feed-forward. Sizes
+are all different, so that a number in an exported graph tells which size it is. EPS and RMS_EPS stand for any.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 B, L, C, H, DH = 17, 11, 13, 6, 10
+P, FORWARD = 29, 19
 D, S = H * DH, L + C
 EPS, RMS_EPS = 0.0123, 0.0321
 
@@ -245,7 +246,7 @@ CONTEXT_NORMS = {"c_q_norm": VECTOR, "c_k_norm": VECTOR}
 TURNS, ANGLES = {"turns": (L, DH // 2)}, {"cos": (L, DH // 2), "sin": (L, DH // 2)}
 QKV = dict.fromkeys("qkv", (B, H, S, DH))
 MASK = {"attn_mask": (B, L, L)}
-PROJECTION = {"h": (B, L, 19), "weight": (D, 19), "bias": VECTOR}
+PROJECTION = {"h": (B, L, FORWARD), "weight": (D, FORWARD), "bias": VECTOR}
 RMS = {"x": ROW, "weight": VECTOR}
 HEAD, CONTEXT_HEAD = {"t": ROW, "norm": VECTOR}, {"c_t": (B, C, D), "c_norm": VECTOR}
 # Other shapes that an argument may have: rotations of each sample's own.

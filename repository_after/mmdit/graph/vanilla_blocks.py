@@ -1,7 +1,6 @@
 """Whole blocks in fused operators: what a graph of vanilla blocks holds once vanilla.py's patterns were found in it.
 
-P positions, F feed-forward; the other sizes are vanilla.py's. Arguments are named as StreamWeights and BlockWeights
-have them, a context's with c_ before that.
+Sizes are vanilla.py's. Arguments are named as StreamWeights has them, a context's with c_ before that.
 """
 
 from collections.abc import Callable
@@ -11,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdit.graph.vanilla import DH, EPS, MASK, PER_SAMPLE, RMS_EPS, ROW, VECTOR, B, C, D, H, L, Spelling
+from mmdit.graph.vanilla import DH, EPS, FORWARD, MASK, PER_SAMPLE, RMS_EPS, ROW, VECTOR, B, C, D, H, L, P, Spelling
 from mmdit.inference.weights import NORM_EPS
 
-P, FEED_FORWARD = 29, 19
 Arguments = dict[str, Tensor]
 Split = Callable[[Tensor], tuple[Tensor, Tensor]]
 ops = torch.ops.mmdit
@@ -81,9 +79,9 @@ def affine_block(**t: Tensor) -> Tensor:
 ATTENTION = {"qkv_weight": (3 * D, D), "qkv_bias": (3 * D,), "query_norm": VECTOR, "key_norm": VECTOR}
 OUT = {"out_weight": (D, D), "out_bias": VECTOR, "out_norm": VECTOR}
 MLP = {
-    "up_weight": (FEED_FORWARD, D),
-    "up_bias": (FEED_FORWARD,),
-    "down_weight": (D, FEED_FORWARD),
+    "up_weight": (FORWARD, D),
+    "up_bias": (FORWARD,),
+    "down_weight": (D, FORWARD),
     "down_bias": VECTOR,
 }
 CONDITION = {"condition_weight": (6 * D, D), "condition_bias": (6 * D,)}
