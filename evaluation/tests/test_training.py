@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
+from rich.progress import Progress
 
 from evaluation.config_file import parse_with_config
 from evaluation.report.schema import validate
@@ -14,9 +17,11 @@ from evaluation.suite.probe import Machine
 from evaluation.training import keep
 from evaluation.training.__main__ import build_parser, main, resolve
 from evaluation.training.config import TrainingConfig
+from evaluation.training.errors import StepFailed
 from evaluation.training.network import FlowNetwork
 from evaluation.training.parity import ParityRecord, ParityRun, compare, in_windows
-from evaluation.training.trainer import How, Trainer
+from evaluation.training.runs import Job, run_all
+from evaluation.training.trainer import How, Trained, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"batch": 16, "dim": 16, "heads": 2, "feed_forward": 32, "layers": 1}
@@ -97,7 +102,7 @@ def test_both_trees_learn_the_same_and_leave_their_record_and_runs(
 ) -> None:
     monkeypatch.setattr(keep, "describe_machine", lambda _device: Machine(torch_version="0"))  # seconds, to find out
     output, root = tmp_path / "output", tmp_path / "store"
-    command = f"{TINY} --seeds 2 --dropout 0.1 --samples 0 --trace --output {output}"
+    command = f"{TINY} --seeds 2 --dropout 0.1 --samples 0 --trace --at-once 2 --output {output}"
     assert main([*command.split(), "--store", str(root)]) == 0
     record = ParityRecord.model_validate_json((output / "record.json").read_text())
     validate(ParityRecord, json.loads((output / "record.json").read_text()))
@@ -121,6 +126,24 @@ def test_both_trees_learn_the_same_and_leave_their_record_and_runs(
     assert again.runs == record.runs  # to the time they took: what has ended is not done again
 
 
+@pytest.mark.parametrize(("at_once", "raised"), [(1, BrokenBarrierError), (2, StepFailed)])
+def test_as_many_runs_as_asked_for_run_side_by_side(
+    at_once: int, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = Barrier(2)
+
+    def train(*_job: object) -> Trained:
+        met.wait(timeout=0.5 * at_once**4)
+        raise StepFailed("two ran")
+
+    monkeypatch.setattr("evaluation.training.runs.train_tree", train)
+    monkeypatch.setattr("evaluation.training.runs.ProcessPoolExecutor", lambda n, _context: ThreadPoolExecutor(n))
+    configs = [CONFIG.model_copy(update={"seed": seed}) for seed in (0, 1)]
+    jobs = [Job("before", ROOT, config, How(tmp_path / str(config.seed))) for config in configs]
+    with pytest.raises(raised):
+        list(run_all(jobs, at_once, Progress(disable=True)))
+
+
 def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +159,7 @@ def test_a_tree_that_cannot_be_trained_ends_the_command_with_1(
         ("--dropout 1", "numbers from 0 to 0.99, got '1'"),
         ("--after nowhere", "not there"),
         ("--heads 3", "heads that divide dim = 64 in even parts, got 3"),
+        ("--length 20", "length, context: flow expects 16 and 0, its images' own, got length 20, context 0"),
         ("--batch 2 --accumulate 3", "accumulate: expected at most batch = 2, got 3"),
         ("--ema 1", "--ema: Input should be less than 1"),
         ("--resume", "--resume: expected --output"),

@@ -19,16 +19,19 @@ from evaluation.training.trainer import METRICS, How, Trainer, share
 
 
 @pytest.mark.parametrize(
-    ("task", "dtype", "measure", "least"),
+    ("task", "changes", "measure", "least"),
     [
-        ("flow", "float32", "sample_accuracy", 0),
-        ("flow", "bfloat16", "sample_accuracy", 0),
-        ("classification", "autocast", "held_out_accuracy", 0.25),
-        ("regression", "float32", "held_out_variance_explained", 0.1),
+        ("flow", {}, "sample_accuracy", 0),
+        ("flow", {"dtype": "bfloat16"}, "sample_accuracy", 0),
+        ("classification", {"dtype": "autocast"}, "held_out_accuracy", 0.25),
+        ("regression", {}, "held_out_variance_explained", 0.1),
+        ("regression", {"length": 9, "context": 5}, "held_out_variance_explained", 0.2),
     ],
 )
-def test_a_run_learns_and_leaves_its_numbers(start: Start, task: str, dtype: str, measure: str, least: float) -> None:
-    trainer = start(task=task, dtype=dtype, steps=80, batch=16, learning_rate=1e-2)
+def test_a_run_learns_and_leaves_its_numbers(
+    start: Start, task: str, changes: dict[str, object], measure: str, least: float
+) -> None:
+    trainer = start(task=task, steps=80, batch=16, learning_rate=1e-2, **changes)
     trainer.run()
     found = trainer.finish()
     lines = [json.loads(line) for line in trainer.metrics.read_text().splitlines()]

@@ -5,7 +5,8 @@ Tasks:
                   with the letters of the class's name as context; measured by a classifier that learned from other
                   images, and by the distance of what it says of samples and of images
   classification  which digit an image shows; measured on images held out
-  regression      tokens that a fixed attention mixes, a synthetic task; measured on data held out
+  regression      tokens that a fixed attention mixes, a synthetic task, of any length, with a context if asked for;
+                  measured on data held out
 
 Each tree has a process of its own, each run a folder. With --tree both, at several seeds: a curve is a run's loss,
 averaged in 20 windows of steps; after's mean over the seeds has to stay as near to before's as the spread over before's
@@ -14,7 +15,7 @@ seeds allows (evaluation/training/parity.py has the bound).
   python -m evaluation.training --tree before                            # on a CPU: digits, in a minute or two
   python -m evaluation.training --steps 100 --layers 2 --dim 32          # both trees at four seeds
   python -m evaluation.training --tree after --output FOLDER --trace     # metrics, checkpoint, samples, timelines
-  python -m evaluation.training --device cuda --dtype bfloat16 --dropout 0,0.1 --output FOLDER     # the target sizes
+  python -m evaluation.training --device cuda --dtype bfloat16 --dropout 0,0.1 --task regression   # the target sizes
 
 Of a run that stopped, --resume goes on from its last checkpoint, to the same bits as if it had not stopped.
 """
@@ -51,6 +52,7 @@ SIZES = {
     "cpu": {"steps": 800, "batch": 64, "dim": 64, "heads": 4, "feed_forward": 128, "layers": 3},
     "cuda": {"steps": 2000, "batch": 128, "dim": 128, "heads": 8, "feed_forward": 512, "layers": 12},
 }
+REGRESSION = {"cpu": {}, "cuda": {"length": 186, "context": 64}}  # images have their own
 RATES = {"cpu": 2e-3, "cuda": 5e-4}
 SEEDS = {"before": 1, "after": 1, "both": 4}
 
@@ -69,6 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, small in SIZES["cpu"].items():
         text = f"default {small}, on a GPU {SIZES['cuda'][name]}"
         parser.add_argument(f"--{name.replace('_', '-')}", type=int_from(1), metavar="N", help=text)
+    parser.add_argument(
+        "--length", type=int_from(1), metavar="N", help="regression's tokens (default 16, on a GPU 186)"
+    )
+    parser.add_argument("--context", type=int_from(0), metavar="N", help="and its context's (default 0, on a GPU 64)")
     parser.add_argument("--accumulate", type=int_from(1), default=1, metavar="N", help="take a batch in N parts")
     parser.add_argument("--seeds", type=int_from(1), metavar="N", help="how many, from 0 (default 4, of one tree 1)")
     parser.add_argument("--dropout", type=numbers_from(0.0, 0.99), default="0", metavar="P,...", help="default 0")
@@ -85,6 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint-every", type=int_from(1), default=100, metavar="N", help="steps (default 100)")
     parser.add_argument("--trace", action="store_true", help="leave timelines of two steps, for ui.perfetto.dev")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep the record, a plot, and each run's folder")
+    parser.add_argument(
+        "--at-once", type=int_from(1), default=1, metavar="N", help="runs side by side; their times then say less"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with what is in --output's folder")
     parser.add_argument("--store", type=Path, metavar="ROOT", help="put each run into the store of runs at ROOT")
     add_config_option(parser)
@@ -99,7 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         configs = resolve(options)
     except ValidationError as error:
         first = error.errors()[0]
-        parser.error("".join(f"--{n}: ".replace("_", "-") for n in first["loc"]) + first["msg"])
+        parser.error(
+            "".join(f"--{n}: ".replace("_", "-") for n in first["loc"]) + first["msg"].removeprefix("Value error, ")
+        )
     except ValueError as error:
         parser.error(str(error))
     console = Console()
@@ -137,6 +148,7 @@ def resolve(options: argparse.Namespace) -> list[TrainingConfig]:
     if options.tree == "both" and seeds < 2:
         raise ValueError("--seeds: expected at least 2 to compare both trees, got 1")
     sizes = SIZES[options.device] | {"learning_rate": RATES[options.device]}
+    sizes |= REGRESSION[options.device] if options.task == "regression" else {}
     given = {name: value for name, value in vars(options).items() if name in TrainingConfig.model_fields}
     sizes |= {name: value for name, value in given.items() if value is not None and name != "dropout"}
     return [TrainingConfig(**sizes, dropout=p, seed=s) for p, s in product(options.dropout, range(seeds))]
@@ -145,7 +157,7 @@ def resolve(options: argparse.Namespace) -> list[TrainingConfig]:
 def train_all(
     options: argparse.Namespace, configs: list[TrainingConfig], output: Path, run: dict, console: Console
 ) -> ParityRecord:
-    """Every configuration on each tree, in turns, one at a time."""
+    """Every configuration on each tree, in turns, --at-once at a time."""
     from evaluation.training.keep import Keeper  # slow to import, as what follows
     from evaluation.training.runs import How, Job, name, run_all
 
@@ -159,12 +171,12 @@ def train_all(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     runs = []
     with Progress(*columns, console=console) as progress:
-        for job, found in zip(jobs, run_all(jobs, progress), strict=True):
+        for job, found in zip(jobs, run_all(jobs, options.at_once, progress), strict=True):
             runs.append(found)
             if keeper:
                 progress.print(f"stored as {keeper.keep(found, job.how.folder)}")
     results = compare(runs) if len(roles) == 2 else []
-    return ParityRecord(**run, machine=describe(options.device), runs=runs, results=results)
+    return ParityRecord(**run, machine=describe(options.device), at_once=options.at_once, runs=runs, results=results)
 
 
 def describe(device: str) -> str:

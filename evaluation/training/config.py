@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from evaluation.suite.result import Record
+from evaluation.training.digits import TOKENS
 
 TaskName = Literal["regression", "classification", "flow"]
 Dtype = Literal["float32", "float64", "bfloat16", "autocast"]
@@ -20,6 +21,8 @@ class TrainingConfig(Record):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1, description="samples of a step")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's samples are taken in, one after another")
+    length: int = Field(default=TOKENS, ge=1, description="tokens of a sample; of an image always the default")
+    context: int = Field(default=0, ge=0, description="tokens of regression's context; with any, it has a condition")
     dim: int = Field(ge=4)
     heads: int = Field(ge=1)
     feed_forward: int = Field(ge=1)
@@ -40,6 +43,9 @@ class TrainingConfig(Record):
     def _can_be(self) -> Self:
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate: expected at most batch = {self.batch}, got {self.accumulate}")
+        if self.task != "regression" and (self.length, self.context) != (TOKENS, 0):
+            got = f"length {self.length}, context {self.context}"
+            raise ValueError(f"length, context: {self.task} expects {TOKENS} and 0, its images' own, got {got}")
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"heads: expected heads that divide dim = {self.dim} in even parts, got {self.heads}")
         return self

@@ -43,6 +43,21 @@ class TokenNetwork(nn.Module):
         return self.tokens_out(x.mean(1) if self.pooled else x)
 
 
+class ContextNetwork(nn.Module):
+    """x (B, L, VALUES), context (B, C, VALUES), y (B, VALUES) -> (B, L, VALUES), by a stack with both streams."""
+
+    def __init__(self, mmdit: ModuleType, config: TrainingConfig) -> None:
+        super().__init__()
+        self.tokens_in, self.context_in, self.condition = (nn.Linear(VALUES, config.dim) for _ in range(3))
+        self.norm, self.tokens_out = nn.LayerNorm(config.dim), nn.Linear(config.dim, VALUES)
+        self.stack = make_stack(mmdit, config, conditioned=True)
+
+    def forward(self, tokens: Tensor, context: Tensor, y: Tensor) -> Tensor:
+        tokens, context, y = (t.to(self.norm.weight.dtype) for t in (tokens, context, y))
+        x, _ = self.stack(self.tokens_in(tokens), self.condition(y), self.context_in(context))
+        return self.tokens_out(self.norm(x))
+
+
 class FlowNetwork(nn.Module):
     """The direction of each token: the tokens are x, time and class y, the letters of the class's name the context."""
 

@@ -63,6 +63,7 @@ class ParityRecord(Record):
     before_sha256: str
     after_sha256: str
     machine: str
+    at_once: int = Field(default=1, ge=1, description="runs side by side")
     runs: list[ParityRun]
     results: list[ParityResult] = Field(description="none where one tree was trained alone")
 

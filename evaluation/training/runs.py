@@ -1,4 +1,4 @@
-"""Several runs, one after another, each in a folder of its own, and each tree in a process of its own."""
+"""Several runs, each in a folder of its own, and each tree in processes of its own."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from evaluation.suite.result import Role
 from evaluation.training.config import TrainingConfig
 from evaluation.training.parity import ParityRun, in_windows
 from evaluation.training.process import ended, train_tree
-from evaluation.training.trainer import METRICS, How
+from evaluation.training.trainer import METRICS, How, Trained
 
 POLL_SECONDS = 0.2
 
@@ -35,21 +35,28 @@ def name(role: Role, config: TrainingConfig) -> str:
     return f"{role}-dropout{config.dropout:g}-seed{config.seed}"
 
 
-def run_all(jobs: list[Job], progress: Progress) -> Iterator[ParityRun]:
-    """The result of each, as it ends, or as it ended before; `progress` tells of the steps. What a run raises is raised
-    here.
+def run_all(jobs: list[Job], at_once: int, progress: Progress) -> Iterator[ParityRun]:
+    """The result of each in its turn, or as it ended before, `at_once` of them running; `progress` tells of the steps.
+    What a run raises is raised here.
     """
     with ExitStack() as stack:
         pools = {
-            tree: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for tree in {j.tree for j in jobs}
+            tree: stack.enter_context(ProcessPoolExecutor(at_once, get_context("spawn")))
+            for tree in {j.tree for j in jobs}
         }
-        for job in jobs:
+        started: dict[str, Trained | Future] = {}
+        for number, job in enumerate(jobs):
+            for other in jobs[number : number + at_once]:
+                if str(other) not in started:
+                    found = ended(other.config, other.how.folder)
+                    started[str(other)] = found or pools[other.tree].submit(
+                        train_tree, other.tree, other.config, other.how
+                    )
             bar = progress.add_task(str(job), total=job.config.steps)
-            found = ended(job.config, job.how.folder)
-            if found is None:
-                future = pools[job.tree].submit(train_tree, job.tree, job.config, job.how)
-                _follow(future, job.how.folder / METRICS, progress, bar)
-                found = future.result()
+            found = started[str(job)]
+            if isinstance(found, Future):
+                _follow(found, job.how.folder / METRICS, progress, bar)
+                found = found.result()
             progress.update(bar, completed=job.config.steps)
             kept = found.model_dump(exclude={"losses"})
             yield ParityRun(role=job.role, windows=in_windows(found.losses), **kept)

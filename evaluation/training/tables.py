@@ -9,7 +9,8 @@ from evaluation.training.parity import ParityRecord
 
 def tables(record: ParityRecord) -> Iterator[Table]:
     """A row for each run; where both trees were trained, a row for each dropout as well."""
-    runs = Table(title=record.machine)
+    beside = f", {record.at_once} runs side by side" if record.at_once > 1 else ""
+    runs = Table(title=record.machine + beside)
     for heading in ("tree", "dropout", "seed", "last loss", "measured", "steps took", "path"):
         runs.add_column(heading)
     for run in record.runs:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from evaluation.training.config import TaskName, TrainingConfig
 from evaluation.training.digits import CLASSES, TOKENS, VALUES, Digits, load
-from evaluation.training.network import FlowNetwork, TokenNetwork
+from evaluation.training.network import ContextNetwork, FlowNetwork, TokenNetwork
 from evaluation.training.quality import judge_samples, save_grid
 
 Batch = tuple[Tensor, ...]  # each of as many samples
@@ -32,36 +32,43 @@ class Task(Protocol):
         """How good a trained network is, by name; pictures go into `folder`."""
 
 
-class Pair(NamedTuple):
-    tokens: Tensor  # (B, TOKENS, VALUES)
-    target: Tensor
-
-
 class Regression:
-    """Tokens that a fixed attention mixes: target = softmax(x W x^T / 2) x V, plus noise. A synthetic task."""
+    """Tokens that a fixed attention mixes: target = softmax(x W t^T / 2) t V, plus noise; t is x, with `context` more
+    tokens where there are any, and the target then has y U added to each of its tokens. A synthetic task.
+    """
 
     NOISE = 0.1
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = TOKENS, context: int = 0) -> None:
+        self.length, self.context = length, context
         generator = torch.Generator().manual_seed(0)
-        self.scores, self.values = torch.randn(2, VALUES, VALUES, generator=generator).unbind()
+        self.scores, self.values, self.shift = torch.randn(3, VALUES, VALUES, generator=generator).unbind()
 
     @staticmethod
     def make(mmdit: ModuleType, config: TrainingConfig) -> nn.Module:
+        if config.context:
+            return ContextNetwork(mmdit, config)
         return TokenNetwork(mmdit, config, outputs=VALUES, pooled=False)
 
     def draw(self, count: int, generator: Generator) -> Batch:
-        x = torch.randn(count, TOKENS, VALUES, generator=generator)
-        target = torch.softmax(x @ self.scores @ x.mT / 2, dim=2) @ x @ self.values
-        return Pair(x, target + self.NOISE * torch.randn(target.shape, generator=generator))
+        """x, then, of a task with a context, context and y, and last the target."""
+        tokens = torch.randn(count, self.length + self.context, VALUES, generator=generator)
+        x, context = tokens.split([self.length, self.context], dim=1)
+        target = torch.softmax(x @ self.scores @ tokens.mT / 2, dim=2) @ tokens @ self.values
+        target += self.NOISE * torch.randn(target.shape, generator=generator)
+        if not self.context:
+            return x, target
+        y = torch.randn(count, VALUES, generator=generator)
+        return x, context, y, target + (y @ self.shift)[:, None]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        return squared_error(network(batch[0]), batch[1])
+        *inputs, target = batch
+        return squared_error(network(*inputs), target)
 
     def measure(self, network: nn.Module, folder: Path, samples: int) -> dict[str, float]:
         batch = self.draw(max(samples, 2), torch.Generator().manual_seed(1))
-        x, target = (t.to(next(network.parameters()).device) for t in batch)
-        explained = 1 - squared_error(network(x), target) / target.var()
+        *inputs, target = (t.to(next(network.parameters()).device) for t in batch)
+        explained = 1 - squared_error(network(*inputs), target) / target.var()
         return {"held_out_variance_explained": explained.item()}
 
 
@@ -76,7 +83,7 @@ class Classification:
         return TokenNetwork(mmdit, config, outputs=CLASSES, pooled=True)
 
     def draw(self, count: int, generator: Generator) -> Batch:
-        return Pair(*choose(self.train, count, generator))
+        return choose(self.train, count, generator)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(widened(network(batch[0])), batch[1])
@@ -138,10 +145,10 @@ class Flow:
         return x.clamp(-1, 1)
 
 
-TASKS: dict[TaskName, Callable[[], Task]] = {
-    "regression": Regression,
-    "classification": Classification,
-    "flow": Flow,
+TASKS: dict[TaskName, Callable[[TrainingConfig], Task]] = {
+    "regression": lambda config: Regression(config.length, config.context),
+    "classification": lambda _: Classification(),
+    "flow": lambda _: Flow(),
 }
 
 

@@ -54,7 +54,7 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, how: How, make: MakeNetwork | None = None) -> None:
         self.config, self.how = config, how
-        self.task = TASKS[config.task]()
+        self.task = TASKS[config.task](config)
         self.mmdit = import_module("mmdit")
         torch.manual_seed(config.seed)
         network = (make or self.task.make)(self.mmdit, config)
