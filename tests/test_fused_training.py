@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import training_tier
+from tests import training_compiled, training_tier
 from tests.cases import Shape
 from tests.quick import slow_unless
 from tests.tiles_tier import Case
@@ -121,4 +121,28 @@ def test_an_unknown_recompute_is_refused(run: Run) -> None:
     ids=lambda check: check.__name__,
 )
 def test_a_training_step_s_surroundings_are_kept(run: Run, check: Callable[..., None]) -> None:
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("case", "recompute", "p"),
+    slow_unless(lambda case, *_: case == training_compiled.HALF, training_compiled.CASES),
+    ids=str,
+)
+def test_a_compiled_step_has_the_bits_of_an_eager_one(run: Run, case: Case, recompute: str, p: float) -> None:
+    run(training_compiled.a_compiled_step_has_the_bits_of_an_eager_one, case, recompute, p)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "check",
+    [
+        training_compiled.a_compiled_step_computes_what_is_wanted,
+        training_compiled.lengths_share_a_compiled_step,
+        training_compiled.what_the_operator_does_not_take_keeps_its_modules,
+        training_compiled.the_operators_pass_opcheck,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_a_compiled_step(run: Run, check: Callable[..., None]) -> None:
     run(check)

@@ -42,11 +42,10 @@ class Drawn:
     options: dict[str, Any]
     cotangents: dict[str, Tensor]
 
-    def values(self, module: nn.Module | None = None) -> Values:
+    def values(self, module: Callable[..., Any] | None = None) -> Values:
         """Outputs and the gradients of all inputs and weights."""
         leaves = {name: t.detach().clone().requires_grad_() for name, t in self.inputs.items()}
-        module = module or self.stack
-        call = partial(module, **leaves, **self.options)
+        call = partial(self.stack if module is None else module, **leaves, **self.options)
         return evaluate(call, leaves | dict(self.stack.named_parameters()), self.cotangents)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdit.inference.rows import run_rows
 from mmdit.inference.tiers import ROWS_MAX_DIM, infer
-from mmdit.inference.weights import StreamWeights, blocks_of, same_kind, stack_modulation
+from mmdit.inference.weights import blocks_of, layers_of, same_kind, stack_modulation
 from mmdit.ops.modulation.reference import modulation_reference
 from mmdit.runtime.custom_op import register_op
 
@@ -38,7 +38,7 @@ def stack_reference(
         weights: as tensors_of(blocks) gives them, blocks of one kind.
     """
     streams = 1 if context is None else 2
-    blocks = blocks_of(weights, streams, _layers(weights, streams, y))
+    blocks = blocks_of(weights, streams, layers_of(weights, streams, y is not None))
     modulation = stack_modulation(y is not None, blocks, streams, y, modulation_reference)
     start_pos = start if start_pos is None else start_pos + start
     layers = [block.layer for block in blocks]
@@ -59,7 +59,7 @@ def _run(
     heads: int,
 ) -> Outputs:
     streams = 1 if context is None else 2
-    blocks = blocks_of(weights, streams, _layers(weights, streams, y))
+    blocks = blocks_of(weights, streams, layers_of(weights, streams, y is not None))
     if x.shape[2] > ROWS_MAX_DIM or not same_kind(x, blocks):
         return stack_reference(x, context, y, attn_mask, cos, sin, start_pos, start, weights, heads)
     if start_pos is not None:
@@ -67,10 +67,6 @@ def _run(
     where = start if start_pos is None else start_pos
     tables = cos.contiguous(), sin.contiguous()
     return _both(infer(y is not None, blocks, x, y, context, attn_mask, where, heads, *tables), x, context)
-
-
-def _layers(weights: Sequence[Tensor], streams: int, y: Optional[Tensor]) -> int:
-    return len(weights) // (streams * len(StreamWeights._fields) + (4 if y is None else 2 * streams))
 
 
 def _both(outputs: Tuple[Tensor, Optional[Tensor]], x: Tensor, context: Optional[Tensor]) -> Outputs:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from mmdit.inference.tiers import ROWS_MAX_DIM, infer, tiles_obstacle
+from mmdit.inference.tiers import ROWS_MAX_DIM, infer
 from mmdit.inference.weights import (
     BlockWeights,
-    LayerWeights,
     attention_of,
     block_weights,
     drop_rates,
@@ -24,7 +23,7 @@ from mmdit.inference.whole import run_whole
 from mmdit.runtime.dispatch import takes_fused, why_not
 from mmdit.runtime.launch import unit_stride
 from mmdit.training.passes import Call
-from mmdit.training.stack import train_stack
+from mmdit.training.stack import train_stack, training_obstacle
 
 
 def run_fused(
@@ -43,7 +42,7 @@ def run_fused(
     `recompute` what a backward computes again, as MMDiT has it.
     """
     if torch.compiler.is_compiling():
-        return None if unsupported else run_whole(blocks, x, y, context, attn_mask, start_pos)
+        return None if unsupported else run_whole(blocks, x, y, context, attn_mask, start_pos, recompute)
     if torch._C._len_torch_dispatch_stack():
         return None
     obstacle, weights = (unsupported, []) if unsupported else _obstacle(blocks, x, y, context)
@@ -95,24 +94,12 @@ def _obstacle(
         return "weights of another size, dtype, device or class, or not contiguous", []
     if max(rates) > 0 or _records(x, y, context, weights):
         heads = attention_of(blocks[0]).num_head
-        problem = _training_obstacle(x, context, weights[0].layer, heads, rates)
+        problem = training_obstacle(x, context, weights[0].layer, heads, rates)
         if problem:
             return problem, []
     if x.shape[2] > ROWS_MAX_DIM:
         return f"D above {ROWS_MAX_DIM}", []
     return None, weights
-
-
-def _training_obstacle(
-    x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int, rates: Set[float]
-) -> Optional[str]:
-    """What keeps the training tier from a call, or None."""
-    problem = tiles_obstacle(x, context, layer, heads)
-    if problem is None and len(rates) > 1:
-        problem = "dropouts of different rates"
-    if problem is None and context is not None and context.shape[1] == 0:
-        problem = "a context of no rows"
-    return problem and f"gradients are recorded or a dropout is on, and no kernel for: {problem}"
 
 
 def _records(x: Tensor, y: Optional[Tensor], context: Optional[Tensor], weights: Sequence[BlockWeights]) -> bool:

@@ -102,15 +102,21 @@ def _taken(block: nn.Module, sources: _Sources) -> Optional[BlockWeights]:
     return BlockWeights(LayerWeights(stream_weights[0], context), tuple(tensors[streams * size :]))
 
 
-def traced_weights(block: nn.Module) -> Optional[BlockWeights]:
-    """block_weights, found anew, of a block that drops nothing: for what is traced."""
+def traced_weights(block: nn.Module) -> Optional[Tuple[BlockWeights, Set[float]]]:
+    """block_weights, found anew, and drop_rates: for what is traced."""
     sources = _find(block)
-    return _taken(block, sources) if not any(d.training and d.p > 0 for d in sources.dropouts) else None
+    weights = _taken(block, sources)
+    return None if weights is None else (weights, _rates(sources))
 
 
 def tensors_of(weights: Sequence[BlockWeights]) -> List[Tensor]:
     """The blocks' weights, one after the other."""
     return [t for w in weights for part in (*w.layer, w.condition) if part is not None for t in part]
+
+
+def layers_of(flat: Sequence[Tensor], streams: int, conditioned: bool) -> int:
+    """How many blocks tensors_of was given."""
+    return len(flat) // (streams * len(StreamWeights._fields) + (2 * streams if conditioned else 4))
 
 
 def blocks_of(flat: Sequence[Tensor], streams: int, layers: int) -> List[BlockWeights]:
@@ -132,7 +138,11 @@ def is_hooked(module: nn.Module) -> bool:
 
 def drop_rates(block: nn.Module) -> Set[float]:
     """With which probabilities the dropouts of a block that block_weights has taken now drop."""
-    return {dropout.p if dropout.training else 0.0 for dropout in _sources[block].dropouts}
+    return _rates(_sources[block])
+
+
+def _rates(sources: _Sources) -> Set[float]:
+    return {dropout.p if dropout.training else 0.0 for dropout in sources.dropouts}
 
 
 def attention_of(block: nn.Module) -> nn.Module:

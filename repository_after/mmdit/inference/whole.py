@@ -1,4 +1,6 @@
-"""Blocks in a program that is compiled or exported: as one operator, mmdit::stack, where no gradients are recorded."""
+"""Blocks in a program that is compiled or exported as one operator: mmdit::stack where no gradients are recorded, and
+mmdit::stack_training where they are and the program is compiled.
+"""
 
 from typing import Optional, Sequence, Tuple, Union
 
@@ -8,8 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from mmdit.inference.op import stack
-from mmdit.inference.weights import PLAIN_TENSORS, attention_of, kind_of, tensors_of, traced_weights
+from mmdit.inference.weights import PLAIN_TENSORS, attention_of, kind_of, same_kind, tensors_of, traced_weights
 from mmdit.runtime.dispatch import takes_fused
+from mmdit.training import op as _registered  # noqa: F401  the operators of training
+from mmdit.training.stack import draw_seeds, training_obstacle
 
 TRACED = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)  # as torch.export has weights
 
@@ -21,23 +25,35 @@ def run_whole(
     context: Optional[Tensor],
     attn_mask: Optional[Tensor],
     start_pos: Optional[Union[int, Tensor]],
+    recompute: str,
 ) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
     """x (B, L, D) and context (B, C, D), or None, after the blocks; None where their parts are to be called."""
     if not takes_fused("stack", x) or torch.is_autocast_enabled(x.device.type):
         return None
-    found = [traced_weights(block) for block in blocks]
-    weights = [each for each in found if each is not None]
-    if len(weights) != len(found) or any(kind_of(block) != kind_of(blocks[0]) for block in blocks):
+    found = [each for each in [traced_weights(block) for block in blocks] if each is not None]
+    if len(found) != len(blocks) or any(kind_of(block) != kind_of(blocks[0]) for block in blocks):
         return None
+    weights, rates = [w for w, _ in found], {rate for _, own in found for rate in own}
     flat = tensors_of(weights)
     if any(type(t) not in TRACED for t in flat):
         return None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, context, *flat)):
+    records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, context, *flat))
+    heads, rate = attention_of(blocks[0]).num_head, max(rates)
+    if records:
+        if torch.compiler.is_exporting() or x.dtype == torch.float32 or not same_kind(x, weights):
+            return None
+        if training_obstacle(x, context, weights[0].layer, heads, rates):
+            return None
+    elif rate > 0:
         return None
     attention = attention_of(blocks[0])
     mask = None if attn_mask is None else attn_mask != 0
     tensor = isinstance(start_pos, Tensor)
     starts, start = (start_pos, 0) if tensor else (None, 0 if start_pos is None else start_pos)
-    tables = attention.rotary.cos, attention.rotary.sin
-    outputs = stack(x, context, y, mask, *tables, starts, start, flat, attention.num_head)
+    given = x, context, y, mask, attention.rotary.cos, attention.rotary.sin, starts, start
+    if records:
+        dropout = draw_seeds(rate, len(blocks), x), rate, recompute
+        outputs = torch.ops.mmdit.stack_training(*given, *dropout, flat, heads)
+    else:
+        outputs = stack(*given, flat, heads)
     return outputs[0], None if context is None else outputs[1]

@@ -1,6 +1,6 @@
 """The gradients of a stack's modulations, for what they are made of."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -15,19 +15,17 @@ def modulation_backward(
     y: Optional[Tensor],
     wants_y: bool,
     wants_weights: bool,
-) -> Tuple[Optional[Tensor], List[Tuple[Optional[Tensor], ...]]]:
-    """d_y, and the gradients of each block's `condition`, by one product each; None for what is not wanted.
+) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
+    """The gradients of y, of all weights of `condition` (layers, streams, 6 D, D), and of all its biases (layers,
+    streams, 6 D); where nothing is conditioned of its vectors, second, (layers, 6, D). None for what is not wanted.
 
     Args:
         d_modulation: (B, layers, streams, 6, D) fp32, the layers being those of `weights`.
         y: (B, D) or (B, 1, D), where conditioned.
     """
-    nothing = [(None,) * len(w.condition) for w in weights]
     if not conditioned:
-        if not wants_weights:
-            return None, nothing
-        d = d_modulation.sum(0)[:, 0].to(weights[0].condition[0].dtype)  # (layers, 6, D)
-        return None, [(t[0], t[1], t[3], t[4]) for t in d]
+        vectors = d_modulation.sum(0)[:, 0].to(weights[0].condition[0].dtype) if wants_weights else None
+        return None, vectors, None
     batch, layers, streams, _, dim = d_modulation.shape
     condition = y.view(batch, dim)
     gate = torch.sigmoid(condition.float())
@@ -38,7 +36,7 @@ def modulation_backward(
         slope = gate * (1 + condition.float() * (1 - gate))
         d_y = ((d @ matrices).float() * slope).to(y.dtype).view(y.shape)
     if not wants_weights:
-        return d_y, nothing
+        return d_y, None, None
     d_matrices = (d.mT @ (condition.float() * gate).to(y.dtype)).view(layers, streams, 6 * dim, dim)
     d_biases = d_modulation.sum(0).view(layers, streams, 6 * dim).to(y.dtype)
-    return d_y, [tuple(t for s in range(streams) for t in (d_matrices[i, s], d_biases[i, s])) for i in range(layers)]
+    return d_y, d_matrices, d_biases

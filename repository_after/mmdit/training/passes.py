@@ -3,19 +3,24 @@
 B batch, L x length, C context length, R rows a sample (see padded_layout), D model dim, H heads, N layers, M streams.
 """
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-from mmdit.inference.weights import LayerWeights, StreamWeights
+from mmdit.inference.weights import LayerWeights
 from mmdit.ops.joint_attention.backward import attend_backward
 from mmdit.ops.joint_attention.op import attend
 from mmdit.ops.stack_backward.op import RowBackward
 from mmdit.ops.stack_rows.op import MATRICES, Buffers, RowRun, pairs
 from mmdit.ops.stack_rows.tuning import training_tiles
 
-RECOMPUTE = ("none", "selective", "full")
+KEPT = {
+    "none": ("residual", "heads", "joined", "lse"),
+    "selective": ("residual", "joined", "lse"),
+    "full": ("residual",),
+}
+RECOMPUTE = tuple(KEPT)
 Layout = Tuple[int, int, int, int]
 
 
@@ -42,6 +47,14 @@ class Saved(NamedTuple):
     heads: Optional[Tensor]  # (N, 3, B, R, D): query, key, value
     joined: Optional[Tensor]  # (N, B, R, D): attention
     lse: Optional[Tensor]  # (N, B, H, R) fp32
+
+
+def saved_shapes(call: Call, batch: int, rows: int, dim: int) -> Dict[str, Tuple[int, ...]]:
+    """Of each of Saved that the call keeps."""
+    layers, rest = call.layers, (batch, rows, dim)
+    shapes = {"residual": (layers, *rest), "heads": (layers, 3, *rest), "joined": (layers, *rest)}
+    shapes |= {"lse": (layers, batch, call.heads, rows)}
+    return {name: shape for name, shape in shapes.items() if call.saves and name in KEPT[call.recompute]}
 
 
 class Passes:
@@ -82,10 +95,11 @@ class Passes:
         """x (B, L, D) and context (B, C, D), or None, after all layers, and what backward needs."""
         call, depth = self.call, len(self.layers)
         shape = (self.batch, self.layout[3], x.shape[2])
-        kept = {name: depth if self._keeps(name) else 1 for name in Saved._fields}
-        residual = x.new_empty(depth, *shape) if self._keeps("residual") else None
-        heads, joined = x.new_empty(kept["heads"], 3, *shape), x.new_empty(kept["joined"], *shape)
-        lse = torch.empty(kept["lse"], self.batch, call.heads, shape[1], device=x.device) if call.saves else None
+        kept = saved_shapes(call, *shape)
+        residual = x.new_empty(kept["residual"]) if "residual" in kept else None
+        heads, joined = x.new_empty(kept.get("heads", (1, 3, *shape))), x.new_empty(kept.get("joined", (1, *shape)))
+        one = (1, self.batch, call.heads, shape[1])
+        lse = torch.empty(kept.get("lse", one), device=x.device) if call.saves else None
         x_out = torch.empty_like(x, memory_format=torch.contiguous_format)
         context_out = x_out if context is None else torch.empty_like(context, memory_format=torch.contiguous_format)
         wide = torch.empty(shape, device=x.device)
@@ -104,7 +118,7 @@ class Passes:
             self._attend(own_heads, run.buffers.joined, own_lse, run.chained)
             run.update(index, weights, None if index + 1 == depth else self.layers[index + 1])
         saved = zip(Saved._fields, (residual, heads, joined, lse), strict=True)
-        found = Saved(*[t if self._keeps(name) else None for name, t in saved])
+        found = Saved(*[t if name in kept else None for name, t in saved])
         return x_out, None if context is None else context_out, found
 
     def backward(
@@ -114,9 +128,9 @@ class Passes:
         d_context: Optional[Tensor],
         first: int,
         wanted: Sequence[bool],
-    ) -> Tuple[Tensor, Tensor, List[Tuple[Optional[StreamWeights], ...]]]:
+    ) -> Tuple[Tensor, Tensor, List[Optional[Tensor]]]:
         """Down to layer `first`: d_residual (B, R, D) fp32 before it, d_modulation (B, N, M, 6, D) fp32, in which the
-        layers before it are not written, and each layer's weights' gradients by stream, where `wanted`, else Nones.
+        layers before it are not written, and each layer's weights' gradients as sum_up gives them, where `wanted`.
         """
         call = self.call
         run = RowBackward(
@@ -133,7 +147,7 @@ class Passes:
                 rows.copy_(d)
         layer_saved = self._recompute if self._recomputes else lambda index, saved: [t[index] for t in saved[1:]]
         scratch = None if self._recomputes else self.like.new_empty(2, *gradients.residual.shape)
-        found: List[Tuple[Optional[StreamWeights], ...]] = [(None,) * call.streams] * len(self.layers)
+        found: List[Optional[Tensor]] = [None] * len(self.layers)
         for index in range(len(self.layers) - 1, first - 1, -1):
             weights, residual = self.layers[index], saved.residual[index]
             heads, joined, lse = layer_saved(index, saved)
@@ -154,10 +168,6 @@ class Passes:
     @property
     def _recomputes(self) -> bool:
         return self.call.recompute != "none"
-
-    def _keeps(self, name: str) -> bool:
-        kept = {"none": Saved._fields, "selective": ("residual", "joined", "lse"), "full": ("residual",)}
-        return self.call.saves and name in kept[self.call.recompute]
 
     def _recompute(self, index: int, saved: Saved) -> Tuple[Tensor, Tensor, Tensor]:
         """heads, joined and lse of a layer, from its input and of the last two what is saved."""

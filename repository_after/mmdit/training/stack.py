@@ -3,20 +3,42 @@
 B batch, L x length, C context length, D model dim.
 """
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmdit.inference.weights import BlockWeights, StreamWeights, blocks_of, stack_modulation, tensors_of
+from mmdit.inference.tiers import tiles_obstacle
+from mmdit.inference.weights import BlockWeights, LayerWeights, StreamWeights, blocks_of, stack_modulation, tensors_of
 from mmdit.ops.joint_attention.op import pack_mask
+from mmdit.ops.stack_backward.op import stream_weights
 from mmdit.ops.stack_rows.op import padded_layout
 from mmdit.training.modulation import modulation_backward
 from mmdit.training.passes import Call, Passes, Saved
 
-STREAM_SIZE = len(StreamWeights._fields)
+STREAM_SIZE, UP_WEIGHT = len(StreamWeights._fields), StreamWeights._fields.index("up_weight")
 Gradients = Tuple[Optional[Tensor], ...]
+
+
+class Tape(NamedTuple):
+    """What a forward leaves for its backward, beside what it was given."""
+
+    modulation: Tensor  # (B or 1, N, M, 6, D) fp32
+    bits: Optional[Tensor]  # the mask as pack_mask makes it
+    saved: Saved
+
+
+def training_obstacle(
+    x: Tensor, context: Optional[Tensor], layer: LayerWeights, heads: int, rates: Set[float]
+) -> Optional[str]:
+    """What keeps the training tier from a call, or None."""
+    problem = tiles_obstacle(x, context, layer, heads)
+    if problem is None and len(rates) > 1:
+        problem = "dropouts of different rates"
+    if problem is None and context is not None and context.shape[1] == 0:
+        problem = "a context of no rows"
+    return problem and f"gradients are recorded or a dropout is on, and no kernel for: {problem}"
 
 
 def train_stack(
@@ -28,57 +50,112 @@ def train_stack(
     return _StackFunction.apply(call, x, context, y, *tensors_of(weights))
 
 
+def forward_pass(
+    call: Call,
+    weights: Sequence[BlockWeights],
+    x: Tensor,
+    context: Optional[Tensor],
+    y: Optional[Tensor],
+    seeds: Optional[Tensor],
+) -> Tuple[Tensor, Optional[Tensor], Tape]:
+    """x and context after all blocks, and what their gradients need; seeds (N, 2) int64 of the dropout, or None."""
+    modulation = stack_modulation(call.conditioned, weights, call.streams, y)
+    layout = padded_layout(x.shape[1], 0 if context is None else context.shape[1])
+    bits = None if call.mask is None else pack_mask(call.mask, *layout[1:])
+    passes = Passes(call, [w.layer for w in weights], modulation, x, x.shape[0], layout, bits, seeds)
+    x_out, context_out, saved = passes.forward(x, context)
+    return x_out, context_out, Tape(modulation, bits, saved)
+
+
+def buffers_wanted(wanted: Sequence[bool], layers: int, streams: int, conditioned: bool) -> Tuple[int, List[bool]]:
+    """The first layer that a backward goes down to, and which of what backward_pass gives it has to."""
+    wants, size, own = wanted[3:], (len(wanted) - 3) // layers, streams * STREAM_SIZE
+    starts = range(0, len(wants), size)
+    used = [any(wants[i : i + size]) for i in starts]
+    first = 0 if any(wanted[:3]) else used.index(True)
+    conditions = any(any(wants[i + own : i + size]) for i in starts)
+    return first, [*wanted[:3], conditions, conditions and conditioned, *(any(wants[i : i + own]) for i in starts)]
+
+
+def backward_pass(
+    call: Call,
+    flat: Sequence[Tensor],
+    lengths: Tuple[int, int],
+    y: Optional[Tensor],
+    seeds: Optional[Tensor],
+    tape: Tape,
+    d_x: Optional[Tensor],
+    d_context: Optional[Tensor],
+    wanted: Sequence[bool],
+) -> List[Optional[Tensor]]:
+    """The gradients of x, context, y; two more as modulation_backward gives them; and of each layer's weights as sum_up
+    does. None for what `wanted` does not ask for, which is said of x, context, y and each of `flat`.
+
+    lengths: rows of x and of the context. The others are forward_pass's, what it gave, and its outputs' gradients.
+    """
+    layout = padded_layout(*lengths)
+    weights = blocks_of(flat, call.streams, call.layers)
+    first, buffers = buffers_wanted(wanted, call.layers, call.streams, call.conditioned)
+    batch, layers = tape.saved.residual.shape[1], [w.layer for w in weights]
+    passes = Passes(call, layers, tape.modulation, flat[0], batch, layout, tape.bits, seeds)
+    d_residual, d_modulation, found = passes.backward(tape.saved, d_x, d_context, first, buffers[5:])
+    del passes  # and its buffers
+
+    length, context_length, x_rows, _ = layout
+    inputs: List[Optional[Tensor]] = []
+    for wants_rows, start, count in ((wanted[0], 0, length), (wanted[1], x_rows, context_length)):
+        inputs.append(d_residual[:, start : start + count].to(flat[0].dtype) if wants_rows else None)
+    d_modulation = d_modulation[:, first:]
+    return [
+        *inputs,
+        *modulation_backward(d_modulation, call.conditioned, weights[first:], y, wanted[2], buffers[3]),
+        *found,
+    ]
+
+
+def gradients_of(
+    found: Sequence[Optional[Tensor]], wanted: Sequence[bool], streams: int, dim: int, forward: int
+) -> List[Optional[Tensor]]:
+    """What backward_pass gave as the gradients of x, context, y and each of `flat`, where wanted; parts of it."""
+    d_x, d_context, d_y, matrices, biases, *layers = found
+    gradients, size = [d_x, d_context, d_y], (len(wanted) - 3) // len(layers)
+    for index, rows in enumerate(layers):
+        for stream in range(streams):
+            gradients += [None] * STREAM_SIZE if rows is None else list(stream_weights(rows[stream], dim, forward))
+        own = index - len(layers)  # from the end: those before the first layer that was gone down to are not there
+        if matrices is None or len(matrices) < -own:
+            gradients += [None] * (size - streams * STREAM_SIZE)
+        elif biases is None:
+            gradients += [matrices[own, i] for i in (0, 1, 3, 4)]
+        else:
+            gradients += [t[own, stream] for stream in range(streams) for t in (matrices, biases)]
+    return [t if want else None for t, want in zip(gradients, wanted, strict=True)]
+
+
 class _StackFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, call: Call, x: Tensor, context: Optional[Tensor], y: Optional[Tensor], *flat: Tensor
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        weights = blocks_of(flat, call.streams, call.layers)
-        modulation = stack_modulation(call.conditioned, weights, call.streams, y)
-        layout = padded_layout(x.shape[1], 0 if context is None else context.shape[1])
-        bits = None if call.mask is None else pack_mask(call.mask, *layout[1:])
-        seeds = torch.randint(2**62, (call.layers, 2), device=x.device) if call.p > 0 else None
-        passes = Passes(call, [w.layer for w in weights], modulation, x, len(x), layout, bits, seeds)
-        x_out, context_out, saved = passes.forward(x, context)
+        weights, seeds = blocks_of(flat, call.streams, call.layers), draw_seeds(call.p, call.layers, x)
+        x_out, context_out, tape = forward_pass(call, weights, x, context, y, seeds)
         if call.saves:
-            ctx.call, ctx.layout = call, layout
+            ctx.call, ctx.lengths = call, (x.shape[1], 0 if context is None else context.shape[1])
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(y, modulation, bits, seeds, *saved, *flat)
+            ctx.save_for_backward(y, seeds, tape.modulation, tape.bits, *tape.saved, *flat)
         return x_out, context_out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_x: Optional[Tensor], d_context: Optional[Tensor]) -> Gradients:
-        call, layout = ctx.call, ctx.layout
-        tensors = ctx.saved_tensors
-        (y, modulation, bits, seeds), flat = tensors[:4], tensors[4 + len(Saved._fields) :]
-        saved = Saved(*tensors[4 : 4 + len(Saved._fields)])
-        weights = blocks_of(flat, call.streams, call.layers)
-        _, wants_x, wants_context, wants_y, *wants = ctx.needs_input_grad
-        size = len(flat) // call.layers
-        own = call.streams * STREAM_SIZE  # before the condition's
-        wanted = [any(wants[i : i + own]) for i in range(0, len(flat), size)]
-        used = [any(wants[i : i + size]) for i in range(0, len(flat), size)]
-        first = 0 if wants_x or wants_context or wants_y else used.index(True)
-        batch = saved.residual.shape[1]
-        passes = Passes(call, [w.layer for w in weights], modulation, flat[0], batch, layout, bits, seeds)
-        d_residual, d_modulation, found = passes.backward(saved, d_x, d_context, first, wanted)
-        del passes  # and its buffers
+        y, seeds, modulation, bits, *rest = ctx.saved_tensors  # once: a checkpoint unpacks them but once
+        size = len(Saved._fields)
+        tape, flat, wanted = Tape(modulation, bits, Saved(*rest[:size])), rest[size:], ctx.needs_input_grad[1:]
+        found = backward_pass(ctx.call, flat, ctx.lengths, y, seeds, tape, d_x, d_context, wanted)
+        forward, dim = flat[UP_WEIGHT].shape
+        return None, *gradients_of(found, wanted, ctx.call.streams, dim, forward)
 
-        length, context_length, x_rows, _ = layout
-        gradients: List[Optional[Tensor]] = []
-        rows = ((wants_x, 0, length), (wants_context, x_rows, context_length))
-        for wants_rows, start, count in rows:
-            gradients.append(d_residual[:, start : start + count].to(flat[0].dtype) if wants_rows else None)
-        conditions = any(any(wants[i + own : i + size]) for i in range(0, len(flat), size))
-        d_y, d_conditions = modulation_backward(
-            d_modulation[:, first:], call.conditioned, weights[first:], y, wants_y, conditions
-        )
-        gradients.append(d_y)
-        nothing = [(None,) * len(weights[0].condition)] * first
-        for streams, condition in zip(found, [*nothing, *d_conditions], strict=True):
-            for stream in streams:
-                gradients += [None] * STREAM_SIZE if stream is None else list(stream)
-            gradients += list(condition)
-        kept = [t if want else None for t, want in zip(gradients[3:], wants, strict=True)]
-        return None, *gradients[:3], *kept
+
+def draw_seeds(p: float, layers: int, like: Tensor) -> Optional[Tensor]:
+    """Of the dropout of a call, (N, 2) int64 by torch's generator, or None for none."""
+    return torch.randint(2**62, (layers, 2), device=like.device) if p > 0 else None

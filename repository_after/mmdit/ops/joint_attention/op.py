@@ -154,12 +154,17 @@ def attend(
     )
 
 
+def bits_shape(batch: int, rows: int) -> Tuple[int, int, int]:
+    """Of pack_mask's."""
+    return batch, rows, -(-rows // 32)
+
+
 def pack_mask(attn_mask: Tensor, context_length: int, x_rows: int, rows: int) -> Tensor:
     """The joint mask of attn_mask (B, L, L) bool, 32 columns to a word: (B, rows, cdiv(rows, 32)) int32. x begins at
     row 0 and the context at x_rows; the other rows are padding.
     """
     batch, length, _ = attn_mask.shape
-    bits = attn_mask.new_empty(batch, rows, -(-rows // 32), dtype=torch.int32)
+    bits = attn_mask.new_empty(bits_shape(batch, rows), dtype=torch.int32)
     mask, seen = attn_mask.contiguous().view(torch.uint8), attn_mask.any(1).view(torch.uint8)
     launch(
         "joint_attention.kernel:pack_mask_kernel",

@@ -4,6 +4,7 @@ the weights'. Its reference is autograd through the modules.
 B batch, L x length, C context length, R rows a sample (see padded_layout), D model dim, H heads, F feed-forward.
 """
 
+from math import prod
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
@@ -35,6 +36,26 @@ class Gradients(NamedTuple):
     sums: Tensor  # (B, R / rows, 14, D) fp32
     parts: Optional[Tensor]  # (splits, SIZE) fp32, or None: no weight's gradient is wanted
     modulation: Tensor  # (B, N, M, 6, D) fp32
+
+
+def matrices_size(dim: int, forward: int) -> int:
+    """Elements of MATRICES."""
+    return (4 * dim + 2 * forward) * dim + forward
+
+
+def row_size(dim: int, forward: int) -> int:
+    """Elements of a row of what sum_up gives."""
+    return matrices_size(dim, forward) + 8 * dim
+
+
+def stream_weights(row: Tensor, dim: int, forward: int) -> StreamWeights:
+    """A row of what sum_up gives as a stream's weights."""
+    shapes: Any = {"qkv_weight": (3 * dim, dim), "out_weight": (dim, dim), "up_weight": (forward, dim)}
+    shapes |= {"down_weight": (dim, forward), "up_bias": (forward,), "qkv_bias": (3 * dim,)}
+    shapes = [shapes.get(name, (dim,)) for name in MATRICES + VECTORS]
+    views = row.split([prod(shape) for shape in shapes])
+    named = zip(MATRICES + VECTORS, [v.view(shape) for v, shape in zip(views, shapes, strict=True)], strict=True)
+    return StreamWeights(**dict(named))
 
 
 class RowBackward:
@@ -79,7 +100,7 @@ class RowBackward:
             *(batch, plan.span, self.x_splits),
         )
         self.head_dim = self.dim // heads
-        self.size = (4 * self.dim + 2 * forward) * self.dim + forward
+        self.size = matrices_size(self.dim, forward)
         self.block = max(16, 1 << (self.dim - 1).bit_length())
         self.approximate = on_gpu(like) and like.dtype != torch.float32
         self.precision, self.chained = product_precision(), can_chain(like)
@@ -192,10 +213,10 @@ class RowBackward:
             **self.options,
         )
 
-    def sum_up(self, index: int, wanted: bool) -> Tuple[Optional[StreamWeights], ...]:
-        """Write the modulations' gradients of a layer, and give its weights', if wanted, for each stream."""
+    def sum_up(self, index: int, wanted: bool) -> Optional[Tensor]:
+        """Write the modulations' gradients of a layer, and give its weights', if wanted, a row for each stream."""
         plan, gradients = self.plan, self.gradients
-        flat = self.like.new_empty(self.streams, self.size + 8 * self.dim) if wanted else None
+        flat = self.like.new_empty(self.streams, row_size(self.dim, self.forward)) if wanted else None
         columns = self.block // 16
         vectors_and_matrices = 8 * columns + -(-self.size // plan.sum_block) if wanted else 0
         launch(
@@ -211,16 +232,7 @@ class RowBackward:
             warps=4,
             **self.options,
         )
-        return (None,) * self.streams if flat is None else tuple(self._views(row) for row in flat)
-
-    def _views(self, flat: Tensor) -> StreamWeights:
-        dim, forward = self.dim, self.forward
-        shapes: Any = {"qkv_weight": (3 * dim, dim), "out_weight": (dim, dim), "up_weight": (forward, dim)}
-        shapes |= {"down_weight": (dim, forward), "up_bias": (forward,), "qkv_bias": (3 * dim,)}
-        shapes = [shapes.get(name, (dim,)) for name in MATRICES + VECTORS]
-        views = flat.split([torch.Size(shape).numel() for shape in shapes])
-        named = zip(MATRICES + VECTORS, [v.view(shape) for v, shape in zip(views, shapes, strict=True)], strict=True)
-        return StreamWeights(**dict(named))
+        return flat
 
     def _modulation_batch(self) -> int:
         return self.modulation.stride(0) if self.modulation.shape[0] > 1 else 0
