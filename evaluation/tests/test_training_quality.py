@@ -9,9 +9,10 @@ from matplotlib.image import imread
 from torch import Tensor, nn
 
 from evaluation.training.config import TrainingConfig
-from evaluation.training.digits import CLASSES, HELD_OUT, SIDE, TOKENS, VALUES, Digits, load, to_images, to_tokens
+from evaluation.training.digits import CLASSES, HELD_OUT, Digits, load, to_images, to_tokens
 from evaluation.training.network import NAMES, FlowNetwork
 from evaluation.training.quality import frechet_distance, judge_samples, save_grid
+from evaluation.training.sizes import SIDE, TOKENS, VALUES
 from evaluation.training.tasks import Flow
 from evaluation.training.trainer import How, Trainer
 

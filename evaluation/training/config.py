@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from evaluation.suite.result import Record
-from evaluation.training.digits import TOKENS
+from evaluation.training.sizes import TOKENS
 
 TaskName = Literal["regression", "classification", "flow"]
 Dtype = Literal["float32", "float64", "bfloat16", "autocast"]

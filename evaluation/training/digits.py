@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from evaluation.training.sizes import PATCH, SIDE, TOKENS, VALUES
+
 CLASSES = 10
-SIDE, PATCH = 8, 2
-TOKENS, VALUES = (SIDE // PATCH) ** 2, PATCH**2
 HELD_OUT = 599  # of 1797
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.training.config import TrainingConfig
-from evaluation.training.digits import CLASSES, VALUES
+from evaluation.training.digits import CLASSES
+from evaluation.training.sizes import VALUES
 
 FREQUENCIES = 8
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from evaluation.training.config import TaskName, TrainingConfig
-from evaluation.training.digits import CLASSES, TOKENS, VALUES, Digits, load
+from evaluation.training.digits import CLASSES, Digits, load
 from evaluation.training.network import ContextNetwork, FlowNetwork, TokenNetwork
 from evaluation.training.quality import judge_samples, save_grid
+from evaluation.training.sizes import TOKENS, VALUES
 
 Batch = tuple[Tensor, ...]  # each of as many samples
 MakeNetwork = Callable[[ModuleType, TrainingConfig], nn.Module]
