@@ -102,9 +102,9 @@ def lengths_share_a_compiled_step(device: str, seed: int) -> None:
 
 
 def what_the_operator_does_not_take_keeps_its_modules(device: str, seed: int) -> None:
-    assert hasattr(torch.ops.mmdit, "stack_training")
     in_fp32 = draw_as_it_is(Case("cross", TINY, torch.float32, 64), device, seed)
     two_rates = draw_as_it_is(HALF, device, seed)
+    assert hasattr(torch.ops.mmdit, "stack_training")
     for layer in two_rates.stack.train().layers:
         layer.mlp[3].p = 0.5
     for drawn in (in_fp32, two_rates):

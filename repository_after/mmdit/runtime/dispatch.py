@@ -150,14 +150,19 @@ def _why(x: Tensor) -> str:
 
 def _platform_problem(device: int) -> Optional[str]:
     """What this machine lacks to run kernels on a device (-1: the CPU, in the interpreter), found out once."""
+    if torch.compiler.is_compiling():  # what an op finds out while it is traced would break the guard on what is known
+        return _find_platform_problem(device)
     if device not in _platform_problems:
-        problem = None
-        if FOLDER is None:
-            try:
-                import triton  # noqa: F401
-            except Exception as error:
-                problem = f"triton does not import: {error}"
-        if device >= 0 and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-            problem = f"compute capability below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
-        _platform_problems[device] = problem
+        _platform_problems[device] = _find_platform_problem(device)
     return _platform_problems[device]
+
+
+def _find_platform_problem(device: int) -> Optional[str]:
+    if FOLDER is None:
+        try:
+            import triton  # noqa: F401
+        except Exception as error:
+            return f"triton does not import: {error}"
+    if device >= 0 and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return f"compute capability below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+    return None
