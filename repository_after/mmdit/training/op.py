@@ -69,9 +69,8 @@ def _forward_fake(
     shapes["bits"] = (0,) if mask is None else bits_shape(batch, rows)
     shapes |= dict.fromkeys(Saved._fields, (0,)) | saved_shapes(call, batch, rows, dim)
     dtypes = {"modulation": torch.float32, "lse": torch.float32, "bits": torch.int32}
-    return tuple(
-        x.new_empty(s, dtype=dtypes.get(name, x.dtype) if 0 not in s else x.dtype) for name, s in shapes.items()
-    )
+    own = {name: dtypes.get(name, x.dtype) if shape != (0,) else x.dtype for name, shape in shapes.items()}
+    return tuple(x.new_empty(shape, dtype=own[name]) for name, shape in shapes.items())
 
 
 def _backward(
@@ -107,10 +106,8 @@ def _none(*_: Any) -> Any:
 def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Outputs) -> None:
     _, context, y, _, *rest = inputs
     given, tape = Given(*rest), output[2:]
-    ctx.rest, ctx.streams = (
-        given._replace(cos=None, sin=None, start_pos=None, seeds=None, weights=None),
-        1 if context is None else 2,
-    )
+    ctx.streams = 1 if context is None else 2
+    ctx.rest = given._replace(cos=None, sin=None, start_pos=None, seeds=None, weights=None)
     ctx.mark_non_differentiable(*tape)
     ctx.save_for_backward(y, given.cos, given.sin, given.start_pos, given.seeds, *tape, *given.weights)
 
