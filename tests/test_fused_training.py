@@ -139,6 +139,7 @@ def test_a_compiled_step_has_the_bits_of_an_eager_one(run: Run, case: Case, reco
     [
         training_compiled.a_compiled_step_computes_what_is_wanted,
         training_compiled.lengths_share_a_compiled_step,
+        training_compiled.a_first_call_may_be_compiled,
         training_compiled.what_the_operator_does_not_take_keeps_its_modules,
         training_compiled.the_operators_pass_opcheck,
     ],

@@ -4,6 +4,7 @@ interpreter in a process of its own (device "cpu"), and for a GPU.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from tests.cases import Shape
 from tests.graph_models import operators
-from tests.kernels import leaf
+from tests.kernels import leaf, seeded
 from tests.numerics import Values, evaluate
 from tests.tiles_tier import Case, fp32_products
 from tests.training_tier import TINY, Drawn, draw_as_it_is
@@ -89,8 +90,10 @@ def a_compiled_step_computes_what_is_wanted(device: str, seed: int) -> None:
 def lengths_share_a_compiled_step(device: str, seed: int) -> None:
     drawn = draw_as_it_is(HALF, device, seed)
     call, seen = compiled(drawn.stack, dynamic=True)
+    rng = seeded(seed)
     for length, context in ((5, 3), (9, 70)):
-        inputs = {"x": torch.randn(2, length, 32), "y": torch.randn(2, 32), "context": torch.randn(2, context, 32)}
+        sizes = {"x": (2, length, 32), "y": (2, 32), "context": (2, context, 32)}
+        inputs = {name: torch.randn(size, generator=rng) for name, size in sizes.items()}
         inputs = {name: t.to(device, torch.float16).requires_grad_() for name, t in inputs.items()}
         found = []
         for run in (drawn.stack, call):
@@ -99,6 +102,16 @@ def lengths_share_a_compiled_step(device: str, seed: int) -> None:
                 found.append(torch.autograd.grad(loss, [*inputs.values(), *drawn.stack.parameters()]))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert operators_of(seen) == PAIR
+
+
+def a_first_call_may_be_compiled(device: str, seed: int) -> None:
+    """What is found out once is not known before it, and its ops find it out while they are traced."""
+    drawn = draw_as_it_is(Case("cross", TINY, torch.float32, 64), device, seed)
+    import_module("mmdit.runtime.dispatch")._platform_problems.clear()
+    call, seen = compiled(drawn.stack)
+    with fp32_products("high"):
+        drawn.values(call)
+    assert any("norm_adaln" in each for each in operators_of(seen))
 
 
 def what_the_operator_does_not_take_keeps_its_modules(device: str, seed: int) -> None:
