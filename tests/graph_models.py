@@ -34,6 +34,14 @@ class Everything(nn.Module):
         return x + h, (h * 2).sum(1)
 
 
+def in_mode(model: nn.Module, training: bool, dropout: float = 0.0) -> nn.Module:
+    """The model in that mode, its dropouts of that probability."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = dropout
+    return model.train(training)
+
+
 def operators(graph_module: fx.GraphModule) -> dict[str, int]:
     """How many fused operators stand in a graph, by name; attention with and without what backward needs is one."""
     names = [str(node.target) for node in graph_module.graph.nodes if str(node.target).startswith("mmdit.")]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-from tests import kernels
+from tests import graph_training, kernels
 from tests.cases import STACK, Shape, random_mask
 from tests.graph_models import graph_package, operators
 from tests.numerics import TOLERANCE, assert_close
@@ -155,6 +155,34 @@ def stack_launches_the_packages_own_kernels(seed: int) -> None:
     assert names == own_names
     assert "modulation_kernel" in names, names
     assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+STEPS = (graph_training.a_rewritten_step_is_the_packages_own, graph_training.a_compiled_step_is_the_packages_own)
+MODES = [(False, 0.0), (True, 0.0), (True, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("check", "training", "dropout"),
+    slow_unless(lambda check, training, _: check is STEPS[0] and training, [(c, *m) for c in STEPS for m in MODES]),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_training_step(
+    check: Callable[..., None], training: bool, dropout: float, interpreted: Callable[..., None], seed: int
+) -> None:
+    interpreted(check, training, dropout, "cpu", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "check",
+    [
+        graph_training.blocks_that_drop_stay_operators_and_are_told,
+        graph_training.blocks_without_kernels_for_gradients_stay_operators_and_are_told,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_in_training(check: Callable[..., None], interpreted: Callable[..., None], seed: int) -> None:
+    interpreted(check, "cpu", seed)
 
 
 def test_the_operator_launches_the_packages_own_kernels(interpreted: Callable[..., None], seed: int) -> None:

@@ -26,7 +26,7 @@ from tests.cases import (
     Shape,
     random_mask,
 )
-from tests.graph_models import graph_package, operators
+from tests.graph_models import graph_package, in_mode, operators
 from tests.vanilla import vanilla
 from tests.verify import assert_inference_matches_oracle, assert_matches_oracle, build, draw_inputs
 
@@ -134,14 +134,6 @@ def test_swapped_modules_are_the_packages_own_and_right(kind: Kind, mmdit: Any, 
         assert type(fused) is getattr(mmdit, type(model).__name__)
         assert {type(m).__module__.partition(".")[0] for m in fused.modules()} <= {"mmdit", "torch"}
         assert_right(fused, model, case, drawn, rng)
-
-
-def in_mode(model: nn.Module, training: bool) -> nn.Module:
-    """The model in that mode, its dropout dropping nothing."""
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    return model.train(training)
 
 
 def assert_told(told: list[str], case: Case) -> None:

@@ -66,6 +66,14 @@ def test_every_constructor_combination_of_a_block_is_fused(
     assert_same(fused.eval(), block.eval(), inputs)
 
 
+def test_rates_of_dropout_that_were_changed_are_kept(mmdit: ModuleType) -> None:
+    stack = vanilla().MMDiT(vanilla().MMDiTConfig(dim_base=16, num_layers=2, num_attn_head=2, dim_feedforward=24))
+    stack.layers[1].mlp[3].p = 0.5
+    fused = graph_package().fuse(stack)
+    assert type(fused) is mmdit.MMDiT
+    assert [layer.mlp[3].p for layer in fused.layers] == [0.1, 0.5]
+
+
 class Around(nn.Module):
     """A user's model that holds the stack somewhere."""
 

@@ -60,17 +60,32 @@ def by_swap_compiled(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[..
     return torch.compile(graph_package().fuse(model), fullgraph=True)
 
 
+def step(call: Callable[..., Any], model: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
+    """What gives the call's outputs and, for cotangents that are the inputs, all gradients."""
+
+    def run(**inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = tuple(call(**inputs))
+        wanted = [*inputs.values(), *model.parameters()]
+        return outputs + torch.autograd.grad(outputs, wanted, [inputs["x"], inputs["context"]])
+
+    return run
+
+
 @pytest.mark.slow  # timed: not beside other processes on the GPU
+@pytest.mark.parametrize("recorded", [False, True], ids=["inference", "step"])
 @pytest.mark.parametrize("door", [by_swap, by_swap_compiled, by_graph, by_compile])
 def test_a_fused_vanilla_stack_is_as_fast_as_the_packages_own(
-    door: Callable[..., Any], mmdit: ModuleType, rng: torch.Generator
+    door: Callable[..., Any], recorded: bool, mmdit: ModuleType, rng: torch.Generator
 ) -> None:
     model = build(vanilla(), TARGET_STACK, TARGET, rng).to("cuda", torch.bfloat16)
     own = TARGET_STACK.build(mmdit, TARGET).to("cuda", torch.bfloat16).eval()
     own.load_state_dict(model.state_dict(), assign=True)  # the same memory: where weights lie tells in the L2
     inputs = {n: t.to("cuda", torch.bfloat16) for n, t in draw_inputs(TARGET_STACK, TARGET, rng).items()}
     fused = door(model, inputs)
-    with torch.no_grad():
+    if recorded:
+        fused, own = step(fused, model), step(own, own)
+        inputs = {name: t.requires_grad_() for name, t in inputs.items()}
+    with torch.set_grad_enabled(recorded):
         (graph, outputs), (own_graph, own_outputs) = graphed(fused, inputs), graphed(own, inputs)
     times = [[milliseconds(g.replay) for g in (graph, own_graph)] for _ in range(ROUNDS)]
     assert all(torch.equal(a, b) for a, b in zip(outputs, own_outputs, strict=True))

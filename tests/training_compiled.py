@@ -37,8 +37,8 @@ class Recorded(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def compiled(stack: nn.Module, **options: Any) -> tuple[Callable[..., Any], list[Recorded]]:
-    """The stack compiled, and the graphs that were, forwards and backwards."""
+def recorder() -> tuple[Callable[..., Any], list[Recorded]]:
+    """A backend that runs graphs as they are, and the graphs that it was given, forwards and backwards."""
     seen: list[Recorded] = []
 
     def keep(graph_module: fx.GraphModule, _inputs: Any) -> Any:
@@ -47,8 +47,13 @@ def compiled(stack: nn.Module, **options: Any) -> tuple[Callable[..., Any], list
         seen.append(run)
         return make_boxed_func(run.run)
 
+    return aot_autograd(fw_compiler=keep), seen
+
+
+def compiled(stack: nn.Module, **options: Any) -> tuple[Callable[..., Any], list[Recorded]]:
+    backend, seen = recorder()
     torch._dynamo.reset()
-    return torch.compile(stack, backend=aot_autograd(fw_compiler=keep), fullgraph=True, **options), seen
+    return torch.compile(stack, backend=backend, fullgraph=True, **options), seen
 
 
 def operators_of(seen: list[Recorded]) -> list[dict[str, int]]:

@@ -52,13 +52,15 @@ def mmdit_backend(
     Args:
         options: of torch.compile. "passes", names in their order (redundant_ops, fuse_mmdit); "inner", the backend
             that compiles what they give ("inductor"); all others go to the passes, as "budget" to recompute.
+            Like Inductor, which draws what is dropped in its own way, fuse_mmdit has own_dropout here.
 
     A graph that the passes cannot take is compiled by the inner backend alone; compilations() and a warning say why.
     Raises UnknownPassError for an unknown pass or option.
     """
     options = dict(options or {})
     rest = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
-    passes = make_passes(list(options.get("passes", PASSES)), rest)
+    names = list(options.get("passes", PASSES))
+    passes = make_passes(names, ({"own_dropout": True} if "fuse_mmdit" in names else {}) | rest)
     inner = lookup_backend(options.get("inner", INNER))
     found: list[Opportunity] = []
     try:

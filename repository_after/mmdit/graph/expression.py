@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-aten = torch.ops.aten
+aten, ops = torch.ops.aten, torch.ops.mmdit
 RESHAPES = (
     *(aten.view.default, aten.reshape.default, aten.unflatten.int, aten.flatten.using_ints, aten.unsqueeze.default),
     *(aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.default),
@@ -44,7 +44,13 @@ def dtype_of(node: Any) -> torch.dtype | None:
 
 def same_size(a: Any, b: Any) -> bool:
     """Of ints or symbolic ints, without a new guard."""
-    return str(a) == str(b)
+    return str(settled(a)) == str(settled(b))
+
+
+def settled(size: Any) -> Any:
+    """The int that a symbolic size has turned out to be, if it has; anything else as it is."""
+    known = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else None
+    return size if known is None else known
 
 
 def same_shape(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None) -> bool:
@@ -96,8 +102,11 @@ def express(node: fx.Node) -> Expression:
         return _permuted(args[0], args[1] % len(shape), args[2] % len(shape), len(shape))
     if target in (aten.t.default, aten.mT.default):
         return _permuted(args[0], len(shape) - 2, len(shape) - 1, len(shape))
-    if target is operator.getitem and isinstance(args[0], fx.Node) and args[0].target in PARTS:
-        return _part(args[0], args[1])
+    if target is operator.getitem and isinstance(args[0], fx.Node):
+        if args[0].target in PARTS:
+            return _part(args[0], args[1])
+        if args[0].target is ops.joint_attention_forward.default and args[1] == 0:  # the other is for its backward
+            return Expression(str(ops.joint_attention.default), args[0].args)
     if target is aten.select.int:
         axis = args[1] % (len(shape) + 1)
         return Expression("select", (args[0],), (axis, args[2]))

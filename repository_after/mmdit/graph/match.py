@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from mmdit.graph import vanilla
-from mmdit.graph.expression import COMMUTATIVE, dtype_of, express, is_cast, same_size, shape_of, source
+from mmdit.graph.expression import COMMUTATIVE, dtype_of, express, is_cast, same_size, settled, shape_of, source
 from mmdit.graph.trace import trace
 from mmdit.graph.vanilla import Spelling
 
@@ -25,7 +25,7 @@ SIZES = {
         *(("P", vanilla.P), ("3 D", 3 * vanilla.D), ("6 D", 6 * vanilla.D)),
     )
 }
-ANY_NUMBER = {vanilla.EPS: "eps", vanilla.RMS_EPS: "rms_eps"}
+ANY_NUMBER = {vanilla.EPS: "eps", vanilla.RMS_EPS: "rms_eps", vanilla.DROPOUT: "dropout"}
 OPTIONAL = ("bias", "start_pos", "attn_mask")  # arguments that may be None
 NEAR = 3  # operations of a pattern that must have matched for it to be told as the nearest
 
@@ -100,7 +100,7 @@ def find(graph: fx.Graph, spelling: Spelling) -> tuple[list[Match], list[NearMis
 def _match(spelling: Spelling, node: fx.Node, wanted: fx.Graph, state: _State) -> Match:
     arguments = {n.name: state.nodes[n] for n in wanted.nodes if n.op == "placeholder" and n in state.nodes}
     inside = tuple(t for p, t in state.nodes.items() if p.op == "call_function" and isinstance(t, fx.Node))
-    return _narrowed(Match(spelling, node, arguments, state.numbers, inside))
+    return _narrowed(Match(spelling, node, arguments, {n: settled(v) for n, v in state.numbers.items()}, inside))
 
 
 def _narrowed(match: Match) -> Match:
@@ -192,6 +192,8 @@ class _Search:
         state = state.copy()
         size = got.meta.get("val") if isinstance(got, fx.Node) else None
         got = size if isinstance(size, (int, torch.SymInt)) else got
+        if isinstance(size, torch.SymFloat) and wanted in ANY_NUMBER:
+            got = float(size)  # an eps, which Dynamo takes for an input where all may vary
         if isinstance(got, torch.SymInt) and isinstance(wanted, int) and self._sizes((wanted,), (got,), state):
             yield state
         elif isinstance(got, (fx.Node, torch.SymInt)):

@@ -127,14 +127,14 @@ def _shapes(module: nn.Module) -> Shapes:
 
 
 def _unlike(ours: nn.Module, theirs: nn.Module) -> str | None:
-    """The first part whose type or numbers (eps, heads, a dropout's rate, ...) differ, or None."""
+    """The first part whose type or numbers (eps, heads, ...) differ, or None."""
     parts = dict(theirs.named_modules())
     for path, mine in ours.named_modules():
         part = parts.get(path)
         if part is None or type(part).__name__ != type(mine).__name__:
             got = "nothing" if part is None else type(part).__name__
             return f"{path}: expected {type(mine).__name__}, got {got}"
-        for name in ("eps", "num_head", "linear", "max_seq_len", "p", "use_context", "conditioning", "approximate"):
+        for name in ("eps", "num_head", "linear", "max_seq_len", "use_context", "conditioning", "approximate"):
             if getattr(mine, name, None) != getattr(part, name, None):
                 return f"{path}.{name}: expected {getattr(mine, name, None)}, got {getattr(part, name, None)}"
     extra = sorted(parts.keys() - dict(ours.named_modules()).keys())
@@ -189,13 +189,15 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _fused(module: nn.Module) -> nn.Module:
-    """Ours, with the module's own parameters, mode and frozen state."""
+    """Ours, with the module's own parameters, mode, frozen state and rates of dropout."""
     ours = BUILD[_kind(module)](module)
     weight = next(module.parameters())
     ours.to(weight.device, weight.dtype)
     theirs = dict(module.named_modules())
     for path, part in ours.named_modules():
         part.training = theirs[path].training
+        if isinstance(part, nn.Dropout):
+            part.p = theirs[path].p
         for name in part._parameters:
             part._parameters[name] = theirs[path]._parameters.get(name)
     return ours

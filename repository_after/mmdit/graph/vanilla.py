@@ -1,7 +1,7 @@
 """Vanilla spellings of what is fused. Their exported graphs are the patterns: nobody types a graph by hand.
 
 B batch, L x length, C context length, S = L + C, P positions, D model dim, H heads, Dh head dim, F feed-forward. Sizes
-are all different, so that a number in an exported graph tells which size it is. EPS and RMS_EPS stand for any.
+are all different, so that a number in an exported graph tells which size it is. EPS, RMS_EPS and DROPOUT stand for any.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 B, L, C, H, DH = 17, 11, 13, 6, 10
 P, FORWARD = 29, 19
 D, S = H * DH, L + C
-EPS, RMS_EPS = 0.0123, 0.0321
+EPS, RMS_EPS, DROPOUT = 0.0123, 0.0321, 0.0456
 
 
 @dataclass(frozen=True, eq=False)

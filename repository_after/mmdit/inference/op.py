@@ -1,4 +1,5 @@
-"""Blocks without gradients as one operator, mmdit::stack, for what sees operators and not modules: graphs.
+"""Blocks as one operator, mmdit::stack, for what sees operators and not modules: graphs. Where gradients are recorded,
+it is mmdit::stack_training if that can, else the gradients are those of its reference.
 
 B batch, L x length, C context length, D model dim, H heads, Dh head dim.
 """
@@ -13,6 +14,9 @@ from mmdit.inference.tiers import ROWS_MAX_DIM, infer
 from mmdit.inference.weights import blocks_of, layers_of, same_kind, stack_modulation
 from mmdit.ops.modulation.reference import modulation_reference
 from mmdit.runtime.custom_op import register_op
+from mmdit.runtime.dispatch import why_not
+from mmdit.training.op import operator_obstacle
+from mmdit.training.stack import records
 
 Outputs = Tuple[Tensor, Tensor]
 
@@ -69,6 +73,19 @@ def _run(
     return _both(infer(y is not None, blocks, x, y, context, attn_mask, where, heads, *tables), x, context)
 
 
+def _recorded(
+    x: Tensor, context: Optional[Tensor], y: Optional[Tensor], attn_mask: Optional[Tensor], *rest: Any
+) -> Optional[Outputs]:
+    *where, weights, heads = rest
+    if not records(x, context, y, *weights) or why_not(x):
+        return None
+    streams = 1 if context is None else 2
+    blocks = blocks_of(weights, streams, layers_of(weights, streams, y is not None))
+    if operator_obstacle(x, context, blocks, heads, {0.0}):
+        return None
+    return torch.ops.mmdit.stack_training(x, context, y, attn_mask, *where, None, 0.0, "none", weights, heads)[:2]
+
+
 def _both(outputs: Tuple[Tensor, Optional[Tensor]], x: Tensor, context: Optional[Tensor]) -> Outputs:
     """Tensors of their own: an operator's outputs are none of its inputs."""
     x_out, context_out = outputs
@@ -90,4 +107,5 @@ stack = register_op(
     fake=_fake,
     unsupported=lambda x: None,
     by_reference=True,
+    recorded=_recorded,
 )

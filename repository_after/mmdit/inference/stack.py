@@ -23,7 +23,7 @@ from mmdit.inference.whole import run_whole
 from mmdit.runtime.dispatch import takes_fused, why_not
 from mmdit.runtime.launch import unit_stride
 from mmdit.training.passes import Call
-from mmdit.training.stack import train_stack, training_obstacle
+from mmdit.training.stack import records, train_stack, training_obstacle
 
 
 def run_fused(
@@ -54,11 +54,11 @@ def run_fused(
     start = start_pos.contiguous() if isinstance(start_pos, Tensor) else start_pos
     tables = attention.num_head, attention.rotary.cos, attention.rotary.sin
     rate = max(drop_rates(blocks[0]))
-    records = _records(x, y, context, weights)
-    if records or rate > 0:
+    recorded = records(x, y, context, *tensors_of(weights))
+    if recorded or rate > 0:
         takes_fused("stack", x, how=f"; training tier, recompute {recompute}")
         streams = 1 if context is None else 2
-        call = Call(blocks[0].conditioning, len(blocks), streams, *tables, mask, start, recompute, rate, records)
+        call = Call(blocks[0].conditioning, len(blocks), streams, *tables, mask, start, recompute, rate, recorded)
         return train_stack(call, weights, unit_stride(x), unit_stride(context), y)
     return infer(blocks[0].conditioning, weights, x, y, context, mask, start, *tables)
 
@@ -92,7 +92,7 @@ def _obstacle(
         weights.append(found)
     if not same_kind(x, weights):
         return "weights of another size, dtype, device or class, or not contiguous", []
-    if max(rates) > 0 or _records(x, y, context, weights):
+    if max(rates) > 0 or records(x, y, context, *tensors_of(weights)):
         heads = attention_of(blocks[0]).num_head
         problem = training_obstacle(x, context, weights[0].layer, heads, rates)
         if problem:
@@ -100,9 +100,3 @@ def _obstacle(
     if x.shape[2] > ROWS_MAX_DIM:
         return f"D above {ROWS_MAX_DIM}", []
     return None, weights
-
-
-def _records(x: Tensor, y: Optional[Tensor], context: Optional[Tensor], weights: Sequence[BlockWeights]) -> bool:
-    """Whether gradients are recorded."""
-    tensors = (x, y, context, *tensors_of(weights))
-    return torch.is_grad_enabled() and bool([1 for t in tensors if t is not None and t.requires_grad])

@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmdit.attention import RMS_EPS, RMSNormSelfAttention, RMSNormSelfCrossAttention
@@ -71,6 +73,7 @@ EPS = {RMSNorm: RMS_EPS, nn.LayerNorm: NORM_EPS}
 CONDITION = ("{m}adaLN_modulation.1.weight", "{m}adaLN_modulation.1.bias")
 MLP = (nn.Linear, nn.SiLU, nn.Linear, nn.Dropout)
 PLAIN_TENSORS = (Tensor, nn.Parameter)
+TRACED_TENSORS = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)
 
 
 def block_weights(block: nn.Module) -> Optional[BlockWeights]:
@@ -226,8 +229,8 @@ def shapes(weights: BlockWeights) -> List[Tuple[int, ...]]:
     return stream * streams + ([(6 * dim, dim), (6 * dim,)] * streams if conditioned else [(dim,)] * 4)
 
 
-def same_kind(x: Tensor, weights: Sequence[BlockWeights]) -> bool:
-    """Whether all weights are plain tensors on x's device and of its dtype, contiguous, and of all blocks' one size."""
+def same_kind(x: Tensor, weights: Sequence[BlockWeights], classes: Tuple[type, ...] = PLAIN_TENSORS) -> bool:
+    """Whether all weights are of the classes, on x's device, of its dtype, contiguous, and of all blocks' one size."""
     dtype, device, expected = x.dtype, x.get_device(), shapes(weights[0])
     if expected[4][0] != x.shape[2]:
         return False
@@ -236,7 +239,7 @@ def same_kind(x: Tensor, weights: Sequence[BlockWeights]) -> bool:
         if len(tensors) != len(expected) or [
             1
             for t, shape in zip(tensors, expected, strict=True)
-            if type(t) not in PLAIN_TENSORS
+            if type(t) not in classes
             or t.dtype is not dtype
             or t.get_device() != device
             or t.shape != shape

@@ -6,16 +6,12 @@ from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from mmdit.inference.op import stack
-from mmdit.inference.weights import PLAIN_TENSORS, attention_of, kind_of, same_kind, tensors_of, traced_weights
+from mmdit.inference.weights import TRACED_TENSORS, attention_of, kind_of, tensors_of, traced_weights
 from mmdit.runtime.dispatch import takes_fused
-from mmdit.training import op as _registered  # noqa: F401  the operators of training
-from mmdit.training.stack import draw_seeds, training_obstacle
-
-TRACED = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)  # as torch.export has weights
+from mmdit.training.op import operator_obstacle
+from mmdit.training.stack import draw_seeds, records
 
 
 def run_whole(
@@ -35,23 +31,17 @@ def run_whole(
         return None
     weights, rates = [w for w, _ in found], {rate for _, own in found for rate in own}
     flat = tensors_of(weights)
-    if any(type(t) not in TRACED for t in flat):
+    if any(type(t) not in TRACED_TENSORS for t in flat):
         return None
-    records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, context, *flat))
-    heads, rate = attention_of(blocks[0]).num_head, max(rates)
-    if records:
-        if torch.compiler.is_exporting() or x.dtype == torch.float32 or not same_kind(x, weights):
-            return None
-        if training_obstacle(x, context, weights[0].layer, heads, rates):
-            return None
-    elif rate > 0:
+    heads, rate, recorded = attention_of(blocks[0]).num_head, max(rates), records(x, y, context, *flat)
+    if operator_obstacle(x, context, weights, heads, rates) if recorded else rate > 0:
         return None
     attention = attention_of(blocks[0])
     mask = None if attn_mask is None else attn_mask != 0
     tensor = isinstance(start_pos, Tensor)
     starts, start = (start_pos, 0) if tensor else (None, 0 if start_pos is None else start_pos)
     given = x, context, y, mask, attention.rotary.cos, attention.rotary.sin, starts, start
-    if records:
+    if recorded:
         dropout = draw_seeds(rate, len(blocks), x), rate, recompute
         outputs = torch.ops.mmdit.stack_training(*given, *dropout, flat, heads)
     else:

@@ -4,6 +4,7 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 
 from mmdit.runtime.dispatch import why_not
 from mmdit.runtime.reference_gradients import reference_gradients
@@ -23,6 +24,7 @@ def register_op(
     setup_context: Optional[Callable[..., None]] = None,
     backward: Optional[Callable[..., Any]] = None,
     by_reference: bool = False,
+    recorded: Optional[Callable[..., Any]] = None,
 ) -> Callable[..., Any]:
     """Register the op mmdit::NAME, and return the function to call it by where its kernel can run.
 
@@ -33,6 +35,7 @@ def register_op(
         unsupported: the op's own reason against its kernel for x, or None.
         setup_context, backward: as in torch.library.register_autograd; none for an op that is itself a backward.
         by_reference: without those, in a graph, the reference is computed again in backward, for its gradients.
+        recorded: where gradients may be, called first, with the op's arguments: what it gives counts, None does not.
 
     A plain eager call goes to the kernel straight, under a torch.autograd.Function where gradients are recorded:
     through the dispatcher it takes 36 us more (H200 host). Under torch.compile, torch.export, and dispatch modes or
@@ -55,7 +58,13 @@ def register_op(
         function = _autograd_function(name, kernel, setup_context, backward)
     if by_reference:  # here: registered after a first call, it would be missed under AOTAutograd
         setup_context, backward = reference_gradients(reference)
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+        by_arithmetic = make_autograd_impl(op, Info(backward, setup_context))
+
+        def with_gradients(keys: Any, *arguments: Any) -> Any:
+            found = None if recorded is None else recorded(*arguments)
+            return by_arithmetic(keys, *arguments) if found is None else found
+
+        _library.impl(name, with_gradients, "Autograd", with_keyset=True)
 
     def call(x: Tensor, *rest: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(x) not in _PLAIN:

@@ -4,19 +4,27 @@ B batch, L x length, C context length, R rows a sample (see padded_layout), D mo
 An output that is not there is empty. The PyTorch arithmetic of both is mmdit::stack's reference, with its gradients.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
 
-from mmdit.inference.weights import blocks_of, layers_of
+from mmdit.inference.weights import TRACED_TENSORS, BlockWeights, blocks_of, layers_of, same_kind
 from mmdit.ops.joint_attention.op import bits_shape
 from mmdit.ops.stack_backward.op import row_size
 from mmdit.ops.stack_rows.op import padded_layout
 from mmdit.runtime.custom_op import register_op
 from mmdit.runtime.launch import unit_stride
 from mmdit.training.passes import Call, Saved, saved_shapes
-from mmdit.training.stack import UP_WEIGHT, Tape, backward_pass, buffers_wanted, forward_pass, gradients_of
+from mmdit.training.stack import (
+    UP_WEIGHT,
+    Tape,
+    backward_pass,
+    buffers_wanted,
+    forward_pass,
+    gradients_of,
+    training_obstacle,
+)
 
 Outputs = Tuple[Tensor, ...]
 GIVEN = (
@@ -38,6 +46,17 @@ class Given(NamedTuple):
     recompute: str
     weights: Sequence[Tensor]  # as tensors_of(blocks) gives them
     heads: int
+
+
+def operator_obstacle(
+    x: Tensor, context: Optional[Tensor], blocks: Sequence[BlockWeights], heads: int, rates: Set[float]
+) -> Optional[str]:
+    """What keeps these operators from a call that is traced or in a graph, or None."""
+    if torch.compiler.is_exporting():
+        return "a program that is exported"
+    if x.dtype == torch.float32 or not same_kind(x, blocks, TRACED_TENSORS):
+        return "fp32, or weights of another size, dtype, device or class, or not contiguous"
+    return training_obstacle(x, context, blocks[0].layer, heads, rates)
 
 
 def _call(given: Given, context: Optional[Tensor], y: Optional[Tensor], mask: Optional[Tensor]) -> Call:

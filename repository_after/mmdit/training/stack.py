@@ -18,6 +18,7 @@ from mmdit.training.modulation import modulation_backward
 from mmdit.training.passes import Call, Passes, Saved
 
 STREAM_SIZE, UP_WEIGHT = len(StreamWeights._fields), StreamWeights._fields.index("up_weight")
+SEEDS = 2**62  # of the dropout are below
 Gradients = Tuple[Optional[Tensor], ...]
 
 
@@ -39,6 +40,11 @@ def training_obstacle(
     if problem is None and context is not None and context.shape[1] == 0:
         problem = "a context of no rows"
     return problem and f"gradients are recorded or a dropout is on, and no kernel for: {problem}"
+
+
+def records(*tensors: Optional[Tensor]) -> bool:
+    """Whether gradients are recorded."""
+    return torch.is_grad_enabled() and bool([1 for t in tensors if t is not None and t.requires_grad])
 
 
 def train_stack(
@@ -158,4 +164,4 @@ class _StackFunction(torch.autograd.Function):
 
 def draw_seeds(p: float, layers: int, like: Tensor) -> Optional[Tensor]:
     """Of the dropout of a call, (N, 2) int64 by torch's generator, or None for none."""
-    return torch.randint(2**62, (layers, 2), device=like.device) if p > 0 else None
+    return torch.randint(SEEDS, (layers, 2), device=like.device) if p > 0 else None

@@ -1,4 +1,6 @@
-"""Blocks of fused operators, and those that follow each other, as one: mmdit::stack."""
+"""Blocks of fused operators, and those that follow each other, as one: mmdit::stack, or, where their MLPs drop some of
+what they give, mmdit::stack_training, which draws that.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,10 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from mmdit.attention import RMS_EPS
-from mmdit.graph.expression import aten, base, same_shape, shape_of, source
+from mmdit.graph.expression import aten, base, express, same_shape, shape_of, source
 from mmdit.graph.match import Match, find
-from mmdit.graph.vanilla_blocks import BLOCKS
-from mmdit.inference.weights import NORM_EPS, StreamWeights
+from mmdit.graph.vanilla_blocks import BLOCKS, DROPPING_BLOCKS
+from mmdit.inference.weights import NORM_EPS, StreamWeights, blocks_of
+from mmdit.training.op import operator_obstacle
+from mmdit.training.stack import SEEDS
 
 ops = torch.ops.mmdit
 CONSTANT = "constant"  # in the meta of a placeholder: the buffer or parameter that it is
@@ -48,13 +52,24 @@ class Block:
         """Of x, and of the context."""
         return tuple(self.arguments[name] for name in ("x", "c_x") if name in self.arguments)
 
+    @property
+    def rates(self) -> set[float]:
+        """With which probabilities the streams' MLPs drop."""
+        return {match.numbers.get("dropout", 0.0) for match in self.matches}
+
     def weights(self) -> list[fx.Node]:
         """As tensors_of has them."""
         names = [*StreamWeights._fields, *(f"c_{name}" for name in StreamWeights._fields), *CONDITIONS, *AFFINE]
         return [self.arguments[name] for name in names if name in self.arguments]
 
-    def obstacle(self, order: dict[fx.Node, int]) -> str | None:
-        """Why the operator cannot stand for this block, or None; order: of the graph's nodes."""
+    def obstacle(self, order: dict[fx.Node, int], training: bool, own_dropout: bool) -> str | None:
+        """Why the operator cannot stand for this block, or None.
+
+        Args:
+            order: of the graph's nodes.
+            training: whether it has to have kernels for gradients.
+            own_dropout: whether it may draw what is dropped.
+        """
         first = min(map(order.__getitem__, self.results))
         late = [node.name for node in self.arguments.values() if node is not None and order[node] > first]
         if late:
@@ -63,13 +78,22 @@ class Block:
             got = self.matches[0].numbers[name]
             if any(match.numbers[name] != eps for match in self.matches):
                 return f"expected {name} {eps:g}, which the kernels have, got {got:g}"
-        return None
+        if self.rates != {0.0} and not own_dropout:
+            return "its dropout draws by Philox, not by PyTorch's generator: own_dropout=True takes it"
+        return self._training_obstacle() if training else None
+
+    def _training_obstacle(self) -> str | None:
+        x, context = (*[node.meta["val"] for node in self.inputs], None)[:2]
+        weights = [node.meta["val"] for node in self.weights()]
+        blocks = blocks_of(weights, len(self.inputs), 1)
+        return operator_obstacle(x, context, blocks, self.matches[0].numbers["H"], self.rates)
 
 
 def find_blocks(graph: fx.Graph) -> list[Block]:
     """All blocks, in the order of the graph."""
     blocks: list[Block] = []
-    for spellings in BLOCKS:
+    drops = any(source(node) is node for node in graph.find_nodes(op="call_function", target=aten.dropout.default))
+    for spellings in BLOCKS + (DROPPING_BLOCKS if drops else ()):
         streams = [{_attention(match): match for match in find(graph, spelling)[0]} for spelling in spellings]
         for attention in set.intersection(*map(set, streams)):
             matches = tuple(stream[attention] for stream in streams)
@@ -107,6 +131,7 @@ def _follows(block: Block, then: Block, value: Callable[[fx.Node], Tensor | None
         and all(_alike(block.arguments.get(name), then.arguments.get(name)) for name in ("y", "attn_mask"))
         and [block.matches[0].numbers[n] for n in "DH"] == [then.matches[0].numbers[n] for n in "DH"]
         and [shape_of(node) for node in block.weights()] == [shape_of(node) for node in then.weights()]
+        and block.rates == then.rates
         and (one.start, one.starts) == (other.start, other.starts)
         and len(one.tables) == len(other.tables)
         and all(_equal(a, b, value) for a, b in zip(one.tables, other.tables, strict=True))
@@ -143,7 +168,12 @@ def emit_stack(chain: list[Block], emit: Callable[..., fx.Node]) -> list[fx.Node
     weights = [node for block in chain for node in block.weights()]
     y, mask = first.arguments.get("y"), first.arguments["attn_mask"]
     heads = first.matches[0].numbers["H"]
-    made = emit(ops.stack.default, x, context, y, mask, cos, sin, rotation.starts, rotation.start, weights, heads)
+    given, (rate,) = (x, context, y, mask, cos, sin, rotation.starts, rotation.start), first.rates
+    if rate > 0:
+        seeds = emit(aten.randint.default, SEEDS, [len(chain), 2], device=x.meta["val"].device)
+        made = emit(ops.stack_training.default, *given, seeds, rate, "none", weights, heads)
+    else:
+        made = emit(ops.stack.default, *given, weights, heads)
     return [emit(getitem, made, i) for i in range(len(first.results))]
 
 
@@ -185,4 +215,4 @@ def _positions(node: Any) -> tuple[Any, fx.Node | None] | None:
 
 
 def _attention(match: Match) -> fx.Node:
-    return next(node for node in match.inside if node.target is ops.joint_attention.default)
+    return next(node for node in match.inside if express(node).name == str(ops.joint_attention.default))

@@ -30,17 +30,22 @@ OF_ANY_DTYPE = ("turns", "cos", "sin", "attn_mask", "start_pos")
 
 @register_pass("fuse_mmdit")
 class FuseMMDiT(OptimizationPass):
-    """Rewrites what computes as the vanilla parts do, however it is spelled, to the operators of torch.ops.mmdit; in
-    evaluation whole blocks, and those that follow each other, to one. Their rotary tables, buffers with the same values
-    now, are then the first one's.
+    """Rewrites what computes as the vanilla parts do, however it is spelled, to the operators of torch.ops.mmdit; whole
+    blocks, and those that follow each other, to one, in training where it has kernels for gradients. Their rotary
+    tables, buffers with the same values now, are then the first one's.
 
     What comes near and is not taken is told with the nearest pattern and the first difference. Where no kernel runs, as
     on a CPU, the operators are PyTorch's arithmetic, computed again in backward, and slower than what they replace: the
     details say so.
+
+    Args:
+        own_dropout: whether blocks whose MLPs drop may be taken in training: as many are dropped, but others than those
+            that PyTorch's generator would draw, so that verification against the model takes it back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_dropout: bool = False) -> None:
         super().__init__()
+        self.own_dropout = own_dropout
         self._details: dict[str, Any] = {}
 
     @property
@@ -48,12 +53,12 @@ class FuseMMDiT(OptimizationPass):
         return self._details
 
     def analyze(self, graph_module: fx.GraphModule) -> list[Opportunity]:
-        return _Rewrite(graph_module).run()
+        return _Rewrite(graph_module, self.own_dropout).run()
 
     def transform(self, graph_module: fx.GraphModule, opportunities: list[Opportunity]) -> fx.GraphModule:
         if not opportunities:
             return graph_module
-        rewrite = _Rewrite(graph_module)
+        rewrite = _Rewrite(graph_module, self.own_dropout)
         rewrite.run()
         rewrite.graph_module.recompile()
         obstacle = next(map(why_not, rewrite.floats()), None)
@@ -67,6 +72,7 @@ class _Rewrite:
     """One run over one graph, which is left as it was: graph_module is then the new one."""
 
     graph_module: fx.GraphModule
+    own_dropout: bool
 
     def floats(self) -> Iterator[Tensor]:
         """The values of floating-point inputs, fake as they are."""
@@ -172,12 +178,16 @@ class _Rewrite:
             _erase_unused(self.graph, node)
 
     def _take_blocks(self) -> None:
-        """One operator in the place of blocks, and of those that follow each other; it takes no gradients."""
-        if self.graph_module.training:
+        """One operator in the place of blocks, and of those that follow each other; where gradients are recorded, if
+        it has kernels for them.
+        """
+        training = self.graph_module.training
+        if training and any(map(why_not, self.floats())):
             return
         taken, order = [], {node: i for i, node in enumerate(self.graph.nodes)}
         for block in find_blocks(self.graph):
-            refused = block.obstacle(order) or next(filter(None, map(self._refusal, block.matches)), None)
+            refused = block.obstacle(order, training, self.own_dropout)
+            refused = refused or next(filter(None, map(self._refusal, block.matches)), None)
             names = tuple(node.name for node in block.results)
             self.found.append(Opportunity(block.kind, names, "to stack", refused))
             if refused is None:
@@ -218,18 +228,18 @@ class _Rewrite:
     def _refusal(self, match: Match) -> str | None:
         """Why a match cannot be rewritten, or None."""
         written = frozenset().union(*(effect.writes for effect in self.effects.of.values()))
-        nodes = (*match.inside, *match.arguments.values())
-        for node in nodes:
+        kept = {n for n in match.inside if n.target is not aten.dropout.default or "dropout" not in match.numbers}
+        for node in (*match.inside, *match.arguments.values()):
             known = self.effects.of.get(node)
             if known and known.gives & written and node.op not in ("placeholder", "get_attr"):
                 return f"{node.name} is written to"
-            if known and known.obstacle and node in match.inside:
+            if known and known.obstacle and node in kept:
                 return f"{node.name}: {known.obstacle}"
         arguments = [a for name, a in match.arguments.items() if isinstance(a, fx.Node) and name not in OF_ANY_DTYPE]
         if len({dtype_of(a) for a in (match.result, *arguments)}) > 1:
             return "arguments of different dtypes"
-        if any(isinstance(match.numbers.get(n, 0), torch.SymInt) for n in ("D", "H", "Dh", "C")):
-            return "a size that varies, other than the batch"
+        if any(isinstance(match.numbers.get(n, 0), torch.SymInt) for n in ("D", "H", "Dh")):
+            return "a size that varies, other than the batch and the lengths"
         masked = match.arguments.keys() >= {"attn_mask", "q"}
         if masked and match.numbers["Dh"] > head_limit(match, self.graph_module.training):
             return "a mask, and no kernel for the head dim"

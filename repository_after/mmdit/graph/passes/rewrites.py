@@ -61,9 +61,12 @@ def _joint_attention(match: Match, emit: Emit, training: bool) -> fx.Node:
     if sizes["Dh"] > head_limit(match, training):
         attended = emit(aten.scaled_dot_product_attention.default, *heads)
         return emit(aten.flatten.using_ints, emit(aten.transpose.int, attended, 1, 2), 2)
+    length = sizes.get("C", 0)
+    if isinstance(length, torch.SymInt):
+        length = emit(aten.sym_size.int, a["c_q"], 1)
     if training:  # with what backward needs
-        return emit(operator.getitem, emit(ops.joint_attention_forward.default, *heads, mask, sizes.get("C", 0)), 0)
-    return emit(ops.joint_attention.default, *heads, mask, sizes.get("C", 0))
+        return emit(operator.getitem, emit(ops.joint_attention_forward.default, *heads, mask, length), 0)
+    return emit(ops.joint_attention.default, *heads, mask, length)
 
 
 def pack_heads(a: dict[str, Any], sizes: dict[str, Any], emit: Emit) -> list[fx.Node]:
