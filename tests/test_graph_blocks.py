@@ -157,13 +157,19 @@ def stack_launches_the_packages_own_kernels(seed: int) -> None:
     assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
 
 
-STEPS = (graph_training.a_rewritten_step_is_the_packages_own, graph_training.a_compiled_step_is_the_packages_own)
-MODES = [(False, 0.0), (True, 0.0), (True, 0.3)]
+REWRITTEN = graph_training.a_rewritten_step_is_the_packages_own
+COMPILED = graph_training.a_compiled_step_is_the_packages_own
+OTHERS = [(REWRITTEN, True, 0.3), (COMPILED, False, 0.0), (COMPILED, True, 0.0)]
 
 
 @pytest.mark.parametrize(
     ("check", "training", "dropout"),
-    slow_unless(lambda check, training, _: check is STEPS[0] and training, [(c, *m) for c in STEPS for m in MODES]),
+    [
+        (REWRITTEN, True, 0.0),
+        pytest.param(REWRITTEN, False, 0.0, marks=pytest.mark.slow),
+        pytest.param(COMPILED, True, 0.3, marks=pytest.mark.slow),
+        *(pytest.param(*other, marks=pytest.mark.exhaustive) for other in OTHERS),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_training_step(
