@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
-from tests.graph_models import graph_package
+from tests.graph_models import graph_package, in_mode
 from tests.numerics import TOLERANCE, assert_close
 from tests.vanilla import vanilla
 
@@ -55,6 +55,17 @@ def check_training(options: dict[str, Any], batches: tuple[int, ...]) -> None:
     for compilation in made:
         assert compilation.problem is None
         assert compilation.nodes_after["mmdit"] == 4, compilation
+
+
+def test_what_drops_is_left_where_no_kernel_can_draw_it() -> None:
+    graph_package()
+    model = in_mode(block(), training=True, dropout=1.0)
+    compiled = torch.compile(model, backend="mmdit", fullgraph=True, options=QUICK)
+    x, y = torch.randn(2, 5, 16), torch.randn(2, 16)
+    with torch.no_grad():
+        assert_close(compiled(x, y)[0], model(x, y)[0], TOLERANCE[torch.float32])
+    (refused,) = [o.refused for o in graph_package().compilations()[-1].opportunities if o.action == "to stack"]
+    assert refused.startswith("a CPU tensor")
 
 
 @pytest.mark.slow

@@ -123,6 +123,16 @@ def test_dropout_that_is_on_stays_where_it_is(rng: torch.Generator) -> None:
     assert operators(made.train_graph) == {"norm_adaln": 1, "gated_residual": 2, "pack_heads": 1}
 
 
+def test_an_eps_that_a_call_is_given_is_left() -> None:
+    class Given(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps.item()) * weight
+
+    inputs = {"x": torch.randn(3, 7, 16), "weight": torch.randn(16), "eps": torch.tensor(0.1)}
+    made, _ = fused(Given(), inputs)
+    assert torch.equal(made(**inputs), Given()(**inputs))
+
+
 def test_attention_of_another_kind_takes_packed_heads_and_is_told(rng: torch.Generator) -> None:
     class Causal(vanilla().RMSNormSelfAttention):
         def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:

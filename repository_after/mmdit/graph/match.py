@@ -192,7 +192,7 @@ class _Search:
         state = state.copy()
         size = got.meta.get("val") if isinstance(got, fx.Node) else None
         got = size if isinstance(size, (int, torch.SymInt)) else got
-        if isinstance(size, torch.SymFloat) and wanted in ANY_NUMBER:
+        if isinstance(size, torch.SymFloat) and size.node.has_hint() and wanted in ANY_NUMBER:
             got = float(size)  # an eps, which Dynamo takes for an input where all may vary
         if isinstance(got, torch.SymInt) and isinstance(wanted, int) and self._sizes((wanted,), (got,), state):
             yield state

@@ -15,6 +15,7 @@ from mmdit.graph.expression import aten, base, express, same_shape, shape_of, so
 from mmdit.graph.match import Match, find
 from mmdit.graph.vanilla_blocks import BLOCKS, DROPPING_BLOCKS
 from mmdit.inference.weights import NORM_EPS, StreamWeights, blocks_of
+from mmdit.runtime.dispatch import why_not
 from mmdit.training.op import operator_obstacle
 from mmdit.training.stack import SEEDS
 
@@ -78,15 +79,16 @@ class Block:
             got = self.matches[0].numbers[name]
             if any(match.numbers[name] != eps for match in self.matches):
                 return f"expected {name} {eps:g}, which the kernels have, got {got:g}"
-        if self.rates != {0.0} and not own_dropout:
+        drops = self.rates != {0.0}
+        if drops and not own_dropout:
             return "its dropout draws by Philox, not by PyTorch's generator: own_dropout=True takes it"
-        return self._training_obstacle() if training else None
+        return self._training_obstacle() if training or drops else None
 
     def _training_obstacle(self) -> str | None:
         x, context = (*[node.meta["val"] for node in self.inputs], None)[:2]
         weights = [node.meta["val"] for node in self.weights()]
         blocks = blocks_of(weights, len(self.inputs), 1)
-        return operator_obstacle(x, context, blocks, self.matches[0].numbers["H"], self.rates)
+        return why_not(x) or operator_obstacle(x, context, blocks, self.matches[0].numbers["H"], self.rates)
 
 
 def find_blocks(graph: fx.Graph) -> list[Block]:
