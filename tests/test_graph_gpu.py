@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests import graph_training
 from tests.cases import BLOCK_CROSS, TARGET, TARGET_STACK
 from tests.graph_models import graph_package
 from tests.vanilla import vanilla
@@ -91,6 +92,16 @@ def test_a_fused_vanilla_stack_is_as_fast_as_the_packages_own(
     assert all(torch.equal(a, b) for a, b in zip(outputs, own_outputs, strict=True))
     mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     assert mine <= SAME_SPEED * theirs, f"{mine:.3f} ms, the package's own {theirs:.3f}"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "check",
+    [graph_training.a_rewritten_step_is_the_packages_own, graph_training.a_compiled_step_is_the_packages_own],
+    ids=lambda check: check.__name__,
+)
+def test_a_training_step_on_the_gpu(check: Callable[..., None], dropout: float, mmdit: ModuleType, seed: int) -> None:
+    check(True, dropout, "cuda", seed)
 
 
 def test_a_fused_graph_launches_kernels_on_the_gpu(mmdit: ModuleType, rng: torch.Generator) -> None:

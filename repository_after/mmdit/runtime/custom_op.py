@@ -58,7 +58,7 @@ def register_op(
         function = _autograd_function(name, kernel, setup_context, backward)
     if by_reference:  # here: registered after a first call, it would be missed under AOTAutograd
         setup_context, backward = reference_gradients(reference)
-        by_arithmetic = make_autograd_impl(op, Info(backward, setup_context))
+        by_arithmetic = make_autograd_impl(op, Info(backward, setup_context))  # what register_autograd would register
 
         def with_gradients(keys: Any, *arguments: Any) -> Any:
             found = None if recorded is None else recorded(*arguments)
