@@ -121,6 +121,14 @@ def test_outputs_are_those_of_the_signed_values_and_are_summed(timer: Timer, tmp
     assert (tmp_path / "given.safetensors").exists()
 
 
+def test_a_mode_of_a_case_is_compiled_once(timer: Timer, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(time_calls, "compiled", lambda target, mode: asked.append(mode) or target)
+    for contender in ("eager", "compiled", "compiled_graph", "max_autotune"):
+        timer.prepare("case", contender)
+    assert asked == ["default", "max-autotune-no-cudagraphs"]
+
+
 @pytest.mark.parametrize("allowed", [64, 3])
 def test_no_case_of_many_is_silently_not_compiled(timer: Timer, monkeypatch: pytest.MonkeyPatch, allowed: int):
     """By stand-ins for Inductor's two modes: with four cases the default limit of eight would be reached."""

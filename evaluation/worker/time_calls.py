@@ -79,14 +79,11 @@ class Step:
 class Contender:
     """One way to call a case's module or function. Inputs lie in the same memory at each turn, by their place in it."""
 
-    def __init__(self, target: Callable[..., Any], name: str, values: Values, step: bool) -> None:
+    def __init__(self, target: Callable[..., Any], call: Callable[..., Any], name: str, values: Values, step: bool):
         calls = len(next(iter(values.values())))
         self.leaves = {key for key in values if step and not key.startswith(COTANGENT)}
         self.buffers = [self.own({key: t[number] for key, t in values.items()}) for number in range(calls)]
-        self.call = target
-        if name.removesuffix("_graph") in MODES:
-            self.call = compiled(target, MODES[name.removesuffix("_graph")])
-        self.weights = 0
+        self.call, self.weights = call, 0
         if step:
             self.call = Step(self.call, target)
             self.weights = len(self.call.weights)
@@ -136,6 +133,7 @@ class Timer:
         self.targets: dict[str, Callable[..., Any]] = {}
         self.steps: set[str] = set()
         self.contenders: dict[tuple[str, str], Contender] = {}
+        self.compiled: dict[tuple[str, str], Callable[..., Any]] = {}  # by case and mode: alone and in a graph the same
         self.values: Values = {}  # of all calls of a turn, by the number of the call
         self.outputs: list[tuple[Tensor, ...]] = []
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device == "cuda" else None
@@ -163,10 +161,18 @@ class Timer:
         return torch.no_grad() if case in self.steps else torch.inference_mode()
 
     def prepare(self, case: str, contender: str) -> dict[str, Any]:
-        """Compile or capture what has to be, and call it for the first time; the seconds of that."""
+        """Compile or capture what has to be, and call it for the first time; the seconds of that.
+
+        What another contender of the case compiled is not compiled again.
+        """
         with self.guard(case):
             start = perf_counter()
-            made = Contender(self.targets[case], contender, self.values, case in self.steps)
+            call = target = self.targets[case]
+            if mode := MODES.get(contender.removesuffix("_graph")):
+                if (case, mode) not in self.compiled:
+                    self.compiled[case, mode] = compiled(target, mode)
+                call = self.compiled[case, mode]
+            made = Contender(target, call, contender, self.values, case in self.steps)
             made.keep(made(0))
             self.wait()
             seconds = perf_counter() - start

@@ -1,5 +1,6 @@
 """The backward of joint attention for Hopper, where all keys of a head fit one program. The legend is kernel.py's."""
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
@@ -93,7 +94,7 @@ def attention_backward_hopper_kernel(
     all_dq = ()
     for _ in gl.static_range(BLOCKS):
         all_dq += (b_zero,)
-    for block in range(gl.cdiv(R, TILE)):
+    for block in tl.range(gl.cdiv(R, TILE), disable_licm=True):  # nothing hoisted, so nothing spilled
         b_dk, b_dv, more_dq = b_zero, b_zero, ()
         for tile in gl.static_range(BLOCKS):
             s_scores = s_even if tile % 2 == 0 else s_odd

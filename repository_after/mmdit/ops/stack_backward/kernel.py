@@ -51,6 +51,7 @@ def block_backward_kernel(
     Grid: (B * tiles,). Recomputes all between o and out. Products take TILE rows, all else ROWS of them at a time, what
     comes before the MLP twice; they hand each other what Wo gives (in p_d_a), h, d_m, d_h and d_a.
     """
+    dtype = p_h.dtype.element_ty
     sample, is_context, o_row, _, m_row = locate(tl.program_id(0), L, C, x_tiles, tiles, TILE)
     row0 = tl.program_id(0) % tiles * TILE
     left = tl.where(is_context, C + x_tiles * TILE, L) - row0  # rows that are there
@@ -75,9 +76,9 @@ def block_backward_kernel(
     b_o = tl.load(p_o + o_tile, mask=m_tile, other=0.0)
     b_out = tl.load(p_out + o_out, mask=m_out, other=0.0)
     b_product = tl.dot(b_o, tl.trans(b_out), input_precision=PRECISION) + load_vector(p_out_bias, DIM, BLOCK_D)
-    tl.store(p_d_a + o_tile, b_product.to(p_h.dtype.element_ty), mask=m_d[None, :])
+    tl.store(p_d_a + o_tile, b_product.to(dtype), mask=m_d[None, :])
     tl.debug_barrier()
-    for start in tl.range(0, TILE, ROWS, num_stages=1):
+    for start in tl.range(0, TILE, ROWS, num_stages=1, disable_licm=True):
         o_x = (start + o_rows) * DIM + o_d[None, :]
         m_x = (start + o_rows < left) & m_d[None, :]
         b_norm = load_vector(p_out_norm, DIM, BLOCK_D)
@@ -87,20 +88,20 @@ def block_backward_kernel(
         b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
         b_scale = 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
         b_h = b_normed * b_scale + load_vector(p_modulation + 4 * DIM, DIM, BLOCK_D)
-        tl.store(p_h + o_x, tl.where(m_x, b_h, 0.0).to(p_h.dtype.element_ty), mask=m_d[None, :])
+        tl.store(p_h + o_x, tl.where(m_x, b_h, 0.0).to(dtype), mask=m_d[None, :])
         if p_seed is not None:
             o_all = (sample * tiles * TILE + row0 + start + tl.arange(0, ROWS)).to(tl.int32)
             b_d_m *= dropout_factor(p_seed, o_all, P, DIM, BLOCK_D)
         b_d_m *= load_vector(p_modulation + 5 * DIM, DIM, BLOCK_D)
-        add_sum(p_sums + start // ROWS * SUMS * DIM, 13, b_d_m, DIM, BLOCK_D)
-        tl.store(p_d_m + o_x, b_d_m.to(p_h.dtype.element_ty), mask=m_d[None, :])
+        add_sum(p_sums + start // ROWS * SUMS * DIM, 13, b_d_m, DIM, BLOCK_D, dtype)
+        tl.store(p_d_m + o_x, b_d_m.to(dtype), mask=m_d[None, :])
 
     tl.debug_barrier()
     b_x = tl.load(p_h + o_tile, mask=m_d[None, :], other=0.0)  # to shared memory, as operands that are loaded are
     b_d_y = tl.load(p_d_m + o_tile, mask=m_d[None, :], other=0.0)
     b_m = tl.zeros((TILE, BLOCK_D), tl.float32)
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
-    for offset in tl.range(0, FORWARD, BLOCK_F, num_stages=STAGES):
+    for offset in tl.range(0, FORWARD, BLOCK_F, num_stages=STAGES, disable_licm=True):
         b_up = tl.load(p_up + (offset + o_f)[:, None] * DIM + o_d[None, :], mask=m_d[None, :], other=0.0)
         b_down = tl.load(p_down + o_d[:, None] * FORWARD + (offset + o_f)[None, :], mask=m_d[:, None], other=0.0)
         b_pre = tl.dot(b_x, tl.trans(b_up), input_precision=PRECISION)
@@ -110,41 +111,42 @@ def block_backward_kernel(
         b_d_pre *= b_slope
         b_m = tl.dot(b_u.to(b_x.dtype), tl.trans(b_down), b_m, input_precision=PRECISION)
         b_d_h = tl.dot(b_d_pre.to(b_x.dtype), b_up, b_d_h, input_precision=PRECISION)
-    tl.store(p_d_h + o_tile, b_d_h.to(p_h.dtype.element_ty), mask=m_d[None, :])
+    tl.store(p_d_h + o_tile, b_d_h.to(dtype), mask=m_d[None, :])
     b_m += load_vector(tl.where(is_context, p_down_bias_c, p_down_bias_x), DIM, BLOCK_D)
     if p_seed is not None:
         b_m *= dropout_factor(p_seed, (sample * tiles * TILE + o_row).to(tl.int32), P, DIM, BLOCK_D)
-    add_sum(p_sums, 5, tl.load(p_d_out + o_tile, mask=m_tile, other=0.0) * b_m, DIM, BLOCK_D)
+    add_sum(p_sums, 5, tl.load(p_d_out + o_tile, mask=m_tile, other=0.0) * b_m, DIM, BLOCK_D, dtype)
     tl.debug_barrier()
 
-    for start in tl.range(0, TILE, ROWS, num_stages=1):
+    for start in tl.range(0, TILE, ROWS, num_stages=1, disable_licm=True):
         o_x = (start + o_rows) * DIM + o_d[None, :]
         m_x = (start + o_rows < left) & m_d[None, :]
         b_norm = load_vector(p_out_norm, DIM, BLOCK_D)
         b_gate = load_vector(p_modulation + 2 * DIM, DIM, BLOCK_D)
         b_loaded = tl.load(p_d_h + o_x, mask=m_x, other=0.0)
+        b_past = tl.load(p_d_out + o_x, mask=m_x, other=0.0)
         b_mid, b_a, b_factor = attended(p_d_a, p_residual, b_norm, b_gate, o_x, m_x, RMS_EPS, DIM)
         b_normed, b_rstd = normed(b_mid, NORM_EPS, DIM, BLOCK_D)
         b_d = b_loaded.to(tl.float32)
         if start > 0:
             tl.store(p_sums + 5 * DIM + o_d, tl.zeros((BLOCK_D,), tl.float32), mask=m_d)
-        add_sum(p_sums, 3, b_d * b_normed, DIM, BLOCK_D)
-        add_sum(p_sums, 4, b_d, DIM, BLOCK_D)
+        add_sum(p_sums, 3, b_d * b_normed, DIM, BLOCK_D, dtype)
+        add_sum(p_sums, 4, b_d, DIM, BLOCK_D, dtype)
         b_d *= 1.0 + load_vector(p_modulation + 3 * DIM, DIM, BLOCK_D)
-        b_d = normed_backward(b_d, b_normed, b_rstd, DIM, BLOCK_D) + tl.load(p_d_out + o_x, mask=m_x, other=0.0)
+        b_d = normed_backward(b_d, b_normed, b_rstd, DIM, BLOCK_D) + b_past
         tl.debug_barrier()
         tl.store(p_d_out + o_x, b_d, mask=m_x)
-        add_sum(p_sums, 2, b_d * b_a * b_norm, DIM, BLOCK_D)
+        add_sum(p_sums, 2, b_d * b_a * b_norm, DIM, BLOCK_D, dtype)
         b_d *= b_gate
-        add_sum(p_sums, 12, b_d * b_a, DIM, BLOCK_D)
+        add_sum(p_sums, 12, b_d * b_a, DIM, BLOCK_D, dtype)
         b_d *= b_norm
         b_d = b_factor * (b_d - b_a * row_mean(b_d * b_a, DIM))
-        add_sum(p_sums, 11, b_d, DIM, BLOCK_D)
+        add_sum(p_sums, 11, b_d, DIM, BLOCK_D, dtype)
         tl.debug_barrier()
-        tl.store(p_d_a + o_x, b_d.to(p_h.dtype.element_ty), mask=m_d[None, :])
+        tl.store(p_d_a + o_x, b_d.to(dtype), mask=m_d[None, :])
         p_sums += SUMS * DIM
     tl.debug_barrier()
     b_d_a = tl.load(p_d_a + o_tile, mask=m_d[None, :], other=0.0)
     b_out = tl.load(p_out + o_out, mask=m_out, other=0.0)
     b_d_o = tl.dot(b_d_a, b_out, input_precision=PRECISION)
-    tl.store(p_d_o + o_tile, b_d_o.to(p_h.dtype.element_ty), mask=m_d[None, :])
+    tl.store(p_d_o + o_tile, b_d_o.to(dtype), mask=m_d[None, :])

@@ -85,32 +85,35 @@ def heads_backward_kernel(
         m_rotary = (o_position < left) & (is_context == 0)
         b_cos, b_sin = load_angles(p_cos, p_sin, start + o_position, m_rotary, HALF)
         p_tile = p_sums + begin // ROWS * SUMS * DIM
-        for part in tl.static_range(3):
-            if part == 2:
-                b_d = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
+        loaded = ()  # all of it before anything is written over it
+        for part in tl.static_range(2):
+            b_y = tl.load(p_y + part * y_part + o_x, mask=m_x, other=0.0)
+            if HALVES:
+                p_even = p_d_heads + part * qkv_part + o_first + (o_pair // HALF * HEAD_DIM + o_pair % HALF)[None, :]
+                b_even = tl.load(p_even, mask=m_there & m_pairs, other=0.0)
+                b_odd = tl.load(p_even + HALF, mask=m_there & m_pairs, other=0.0)
             else:
-                b_y = tl.load(p_y + part * y_part + o_x, mask=m_x, other=0.0).to(tl.float32)
-                if HALVES:
-                    p_even = (
-                        p_d_heads + part * qkv_part + o_first + (o_pair // HALF * HEAD_DIM + o_pair % HALF)[None, :]
-                    )
-                    b_even = tl.load(p_even, mask=m_there & m_pairs, other=0.0).to(tl.float32)
-                    b_odd = tl.load(p_even + HALF, mask=m_there & m_pairs, other=0.0).to(tl.float32)
-                else:
-                    b_both = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
-                    b_even, b_odd = tl.split(tl.reshape(b_both, (ROWS, BLOCK_D // 2, 2)))
-                b_factor = tl.rsqrt(row_mean(b_y * b_y, DIM) + RMS_EPS)
-                b_y *= b_factor
-                b_odd, b_even = rotate(b_odd, b_even, b_cos, b_sin, HALF)  # back
-                b_d = tl.interleave(b_even, b_odd)
-                if part == 0:
-                    b_d *= SCALE
-                add_sum(p_tile, 9 + part, b_d * b_y, DIM, BLOCK_D)
-                b_d *= load_vector(p_qnorm if part == 0 else p_knorm, DIM, BLOCK_D)
-                b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
-            add_sum(p_tile, 6 + part, b_d, DIM, BLOCK_D)
-            tl.debug_barrier()
+                b_both = tl.load(p_d_heads + part * qkv_part + o_x, mask=m_x, other=0.0)
+                b_even, b_odd = tl.split(tl.reshape(b_both, (ROWS, BLOCK_D // 2, 2)))
+            loaded += (b_y, b_even, b_odd)
+        b_d_value = tl.load(p_d_heads + 2 * qkv_part + o_x, mask=m_x, other=0.0).to(tl.float32)
+        tl.debug_barrier()
+        for part in tl.static_range(2):
+            b_y = loaded[3 * part].to(tl.float32)
+            b_even, b_odd = loaded[3 * part + 1].to(tl.float32), loaded[3 * part + 2].to(tl.float32)
+            b_factor = tl.rsqrt(row_mean(b_y * b_y, DIM) + RMS_EPS)
+            b_y *= b_factor
+            b_odd, b_even = rotate(b_odd, b_even, b_cos, b_sin, HALF)  # back
+            b_d = tl.interleave(b_even, b_odd)
+            if part == 0:
+                b_d *= SCALE
+            add_sum(p_tile, 9 + part, b_d * b_y, DIM, BLOCK_D, dtype)
+            b_d *= load_vector(p_qnorm if part == 0 else p_knorm, DIM, BLOCK_D)
+            b_d = b_factor * (b_d - b_y * row_mean(b_d * b_y, DIM))
+            add_sum(p_tile, 6 + part, b_d, DIM, BLOCK_D, dtype)
             tl.store(p_d_heads + part * qkv_part + o_x, b_d.to(dtype), mask=m_d)
+        add_sum(p_tile, 8, b_d_value, DIM, BLOCK_D, dtype)
+        tl.store(p_d_heads + 2 * qkv_part + o_x, b_d_value.to(dtype), mask=m_d)
     tl.debug_barrier()
 
     b_d_h = tl.zeros((TILE, BLOCK_D), tl.float32)
@@ -128,8 +131,8 @@ def heads_backward_kernel(
         b_d = tl.load(p_y + o_x, mask=m_x, other=0.0).to(tl.float32)
         b_normed, b_rstd = normed(b_x, NORM_EPS, DIM, BLOCK_D)
         p_tile = p_sums + begin // ROWS * SUMS * DIM
-        add_sum(p_tile, 0, b_d * b_normed, DIM, BLOCK_D)
-        add_sum(p_tile, 1, b_d, DIM, BLOCK_D)
+        add_sum(p_tile, 0, b_d * b_normed, DIM, BLOCK_D, dtype)
+        add_sum(p_tile, 1, b_d, DIM, BLOCK_D, dtype)
         b_d *= 1.0 + load_vector(p_modulation, DIM, BLOCK_D)
         b_d = b_past + normed_backward(b_d, b_normed, b_rstd, DIM, BLOCK_D)
         tl.debug_barrier()

@@ -1,6 +1,7 @@
 """Tile sizes of the backward's row kernels: a fixed table, never tuned at a user's call.
 
-Chosen by what fits and spills least, as compiled by Triton 3.6 at D 128 and F 512 in bf16; not measured yet.
+For sm_90 in 16 bits measured at D 128 and F 512, for 8,192 and 32,768 rows (see ops/README.md); others by what fits and
+spills least.
 """
 
 from typing import NamedTuple
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mmdit.runtime.architecture import table_key
+
+MULTIPROCESSORS = 132  # of an H100 or H200
 
 
 class BackwardTiles(NamedTuple):
@@ -34,19 +37,24 @@ class BackwardTiles(NamedTuple):
 def backward_tiles(x: Tensor, rows: int, forward: int) -> BackwardTiles:
     """`rows` is all rows of the call, x any tensor of it, forward F."""
     weights_tile = 32 if x.dtype == torch.float32 else 64
-    wide = table_key(x) == "sm_90" and x.dtype != torch.float32 and forward % 128 == 0  # others spill, or lack memory
-    span = max(8, rows // weights_tile // 32)  # 32 splits and 4 blocks of 128 features fill 132 multiprocessors
+    hopper = table_key(x) == "sm_90" and x.dtype != torch.float32
+    few = hopper and rows <= 64 * MULTIPROCESSORS  # tiles of 64 would leave some idle
+    wide = hopper and forward % 128 == 0 and not few  # others spill, or lack memory
+    tiles = rows // weights_tile
+    span = (
+        max(1, tiles // 16) if few else max(8, tiles // 32)
+    )  # 16 splits of 8 blocks of features, or 32 of 4, fill them
     return BackwardTiles(
-        tile=weights_tile,
+        tile=32 if few else weights_tile,
         rows=32,
         block_f=64,
-        stages=2,
+        stages=3 if few else 2,
         block_warps=4,
         heads_warps=4,
         weights_tile=weights_tile,
         span=span,
         weights_block_f=128 if wide else 64,
-        weights_stages=3 if wide else 2,
+        weights_stages=3 if hopper else 2,
         attention_weights_warps=4,
         mlp_weights_warps=8 if wide else 4,
         sum_block=512,
