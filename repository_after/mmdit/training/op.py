@@ -48,11 +48,17 @@ class Given(NamedTuple):
     heads: int
 
 
+@torch.compiler.assume_constant_result
+def _exporting() -> bool:
+    """torch.compiler.is_exporting, of which Dynamo before torch 2.13 believes that it is always true."""
+    return torch.compiler.is_exporting()
+
+
 def operator_obstacle(
     x: Tensor, context: Optional[Tensor], blocks: Sequence[BlockWeights], heads: int, rates: Set[float]
 ) -> Optional[str]:
     """What keeps these operators from a call that is traced or in a graph, or None."""
-    if torch.compiler.is_exporting():
+    if _exporting():
         return "a program that is exported"
     if x.dtype == torch.float32 or not same_kind(x, blocks, TRACED_TENSORS):
         return "fp32, or weights of another size, dtype, device or class, or not contiguous"
@@ -123,25 +129,28 @@ def _none(*_: Any) -> Any:
 
 
 def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Outputs) -> None:
-    _, context, y, _, *rest = inputs
+    x, context, y, _, *rest = inputs
     given, tape = Given(*rest), output[2:]
-    ctx.streams = 1 if context is None else 2
+    ctx.shapes = [t.shape for t in (x, context) if t is not None]
+    ctx.set_materialize_grads(False)  # else zeros are made for all of the tape
     ctx.rest = given._replace(cos=None, sin=None, start_pos=None, seeds=None, weights=None)
     ctx.mark_non_differentiable(*tape)
     ctx.save_for_backward(y, given.cos, given.sin, given.start_pos, given.seeds, *tape, *given.weights)
 
 
-def _gradients(ctx: Any, d_x: Tensor, d_context: Tensor, *_: Any) -> Tuple[Any, ...]:
+def _gradients(ctx: Any, d_x: Optional[Tensor], d_context: Optional[Tensor], *_: Any) -> Tuple[Any, ...]:
     y, cos, sin, start_pos, seeds, *rest = ctx.saved_tensors
     tape, weights = rest[: len(TAPE)], rest[len(TAPE) :]
     given = ctx.rest._replace(cos=cos, sin=sin, start_pos=start_pos, seeds=seeds, weights=weights)
     needed = ctx.needs_input_grad
     wanted = [*needed[:3], *needed[-2]]
-    arguments = d_x, d_context if ctx.streams == 2 else None, y, wanted, *tape, *given
-    found = iter(torch.ops.mmdit.stack_training_backward(*arguments))
-    _, buffers = buffers_wanted(wanted, layers_of(weights, ctx.streams, y is not None), ctx.streams, y is not None)
+    streams = len(ctx.shapes)
+    outputs = zip((d_x, d_context), ctx.shapes, strict=False)
+    known = [weights[0].new_zeros(shape) if t is None else t for t, shape in outputs] + [None] * (2 - streams)
+    found = iter(torch.ops.mmdit.stack_training_backward(*known, y, wanted, *tape, *given))
+    _, buffers = buffers_wanted(wanted, layers_of(weights, streams, y is not None), streams, y is not None)
     forward, dim = weights[UP_WEIGHT].shape
-    gradients = gradients_of([next(found) if want else None for want in buffers], wanted, ctx.streams, dim, forward)
+    gradients = gradients_of([next(found) if want else None for want in buffers], wanted, streams, dim, forward)
     return *gradients[:3], *[None] * 8, gradients[3:], None
 
 

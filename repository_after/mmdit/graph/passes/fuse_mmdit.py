@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
@@ -130,7 +131,7 @@ class _Rewrite:
         node = self.graph.call_function(target, args, kwargs)
         self.silent.add(node)
         values = tree_map(lambda a: a.meta["val"] if isinstance(a, fx.Node) else a, args)
-        with self.mode:
+        with enable_python_dispatcher(), self.mode:  # without, linear refuses sizes that vary before torch 2.13
             node.meta["val"] = target(*values, **kwargs)
         return node
 
