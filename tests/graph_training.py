@@ -72,6 +72,23 @@ def a_rewritten_step_is_the_packages_own(training: bool, dropout: float, device:
     assert_the_packages_own_step(made, model, inputs)
 
 
+def one_output_will_do(device: str, seed: int) -> None:
+    """The other's gradient is None, as those of what is kept for backward are: zeros are made for the first alone."""
+    model, inputs = draw(False, device, seed)
+    leaves = {name: inputs[name].clone().requires_grad_() for name in ("x", "y", "context")}
+    calls = rewrite(model, inputs)[0], graph_package().fuse(model)
+    for used in (0, 1):
+        found = []
+        for call in calls:
+            output = call(**inputs | leaves)[used]
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                wanted = [*leaves.values(), *model.parameters()]
+                grads = torch.autograd.grad(output, wanted, output.detach(), allow_unused=True)
+            found.append([torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)])
+            assert not [event for event in profiler.events() if event.name == "aten::zeros"]
+        assert all(torch.equal(got, want) for got, want in zip(*found, strict=True)), used
+
+
 def a_compiled_step_is_the_packages_own(training: bool, dropout: float, device: str, seed: int) -> None:
     model, inputs = draw(training, device, seed, dropout)
     graph_package()

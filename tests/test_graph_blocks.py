@@ -184,6 +184,7 @@ def test_a_training_step(
     [
         graph_training.blocks_that_drop_stay_operators_and_are_told,
         graph_training.blocks_without_kernels_for_gradients_stay_operators_and_are_told,
+        graph_training.one_output_will_do,
     ],
     ids=lambda check: check.__name__,
 )
