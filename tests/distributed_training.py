@@ -5,6 +5,7 @@
 on as many GPUs, or on CPUs in Triton's interpreter where there are none (with TRITON_INTERPRET=1).
 """
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -66,6 +67,8 @@ def main() -> None:
         for how in ("ddp", "fsdp"):
             step_matches_one_process(how, *(("cuda", GPU_CASE) if on_gpu else ("cpu", CPU_CASE)))
             print(f"{how}, process {dist.get_rank()} of {dist.get_world_size()}: gradients match", flush=True)
+            gc.collect()  # what still holds the group would end it after the interpreter, whose threads abort then
+        dist.barrier()  # nobody leaves while another is at work
     finally:
         dist.destroy_process_group()
 

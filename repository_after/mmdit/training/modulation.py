@@ -3,6 +3,7 @@
 from typing import Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdit.inference.weights import BlockWeights
@@ -28,15 +29,13 @@ def modulation_backward(
         return None, vectors, None
     batch, layers, streams, _, dim = d_modulation.shape
     condition = y.view(batch, dim)
-    gate = torch.sigmoid(condition.float())
     d = d_modulation.view(batch, -1).to(y.dtype)  # (B, layers streams 6 D)
     d_y = None
     if wants_y:
         matrices = torch.cat([m for w in weights for m in w.condition[: 2 * streams : 2]])
-        slope = gate * (1 + condition.float() * (1 - gate))
-        d_y = ((d @ matrices).float() * slope).to(y.dtype).view(y.shape)
+        d_y = torch.ops.aten.silu_backward(d @ matrices, condition).view(y.shape)
     if not wants_weights:
         return d_y, None, None
-    d_matrices = (d.mT @ (condition.float() * gate).to(y.dtype)).view(layers, streams, 6 * dim, dim)
+    d_matrices = (d.mT @ F.silu(condition)).view(layers, streams, 6 * dim, dim)
     d_biases = d_modulation.sum(0).view(layers, streams, 6 * dim).to(y.dtype)
     return d_y, d_matrices, d_biases

@@ -48,10 +48,12 @@ class Given(NamedTuple):
     heads: int
 
 
-@torch.compiler.assume_constant_result
 def _exporting() -> bool:
     """torch.compiler.is_exporting, of which Dynamo before torch 2.13 believes that it is always true."""
     return torch.compiler.is_exporting()
+
+
+_exporting._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result does, which imports Dynamo
 
 
 def operator_obstacle(
