@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import training_compiled, training_tier
+from tests import row_sums, training_compiled, training_tier
 from tests.cases import Shape
 from tests.quick import slow_unless
 from tests.tiles_tier import Case
@@ -117,6 +117,7 @@ def test_an_unknown_recompute_is_refused(run: Run) -> None:
         training_tier.second_derivatives_raise,
         training_tier.a_second_backward_gives_the_same,
         training_tier.weights_may_be_swapped,
+        row_sums.sums_are_the_rows_and_keep_what_is_no_number,
     ],
     ids=lambda check: check.__name__,
 )
