@@ -42,7 +42,7 @@ def add_sum(p_sums, slot: tl.constexpr, b_t, DIM: tl.constexpr, BLOCK_D: tl.cons
         tl.store(p_to, tl.sum(b_t, 0), mask=o_d < DIM)
     else:
         b_rounded = ((b_t.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
-        b_t = tl.where(b_t == b_t, b_rounded, b_t)  # a GPU's NaN, all ones, would become -0
+        b_t = b_rounded + 0.0 * b_t  # a GPU's NaN, all ones, would become -0
         b_sum = tl.dot(tl.full((16, b_t.shape[0]), 1.0, tl.float32), b_t, input_precision="tf32")
         o_copy = tl.arange(0, 16)[:, None]
         tl.store(p_to[None, :] + o_copy, b_sum, mask=(o_copy == 0) & (o_d < DIM)[None, :])
