@@ -41,9 +41,8 @@ def backward_tiles(x: Tensor, rows: int, forward: int) -> BackwardTiles:
     few = hopper and rows <= 64 * MULTIPROCESSORS  # tiles of 64 would leave some idle
     wide = hopper and forward % 128 == 0 and not few  # others spill, or lack memory
     tiles = rows // weights_tile
-    span = (
-        max(1, tiles // 16) if few else max(8, tiles // 32)
-    )  # 16 splits of 8 blocks of features, or 32 of 4, fill them
+    splits = 16 if few else 32  # of 8 and 4 blocks of features, which fill the multiprocessors
+    span = max(1 if few else 8, tiles // splits)
     return BackwardTiles(
         tile=32 if few else weights_tile,
         rows=32,
