@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.kernels import seeded
 
 SHAPE = (32, 64)
-HALF = {"rtol": 2**-11, "atol": 0.02}  # terms to 2^-12
+TF32_BITS = 11  # of a mantissa, the first among them
 
 
 @triton.jit
@@ -32,7 +32,9 @@ def summed(given: Tensor, dtype: torch.dtype) -> Tensor:
 def sums_are_the_rows_and_keep_what_is_no_number(device: str, seed: int) -> None:
     given = torch.randn(SHAPE, generator=seeded(seed)).to(device)
     torch.testing.assert_close(summed(given, torch.float32), given.sum(0))
-    torch.testing.assert_close(summed(given, torch.float16), given.sum(0), **HALF)
+    mantissa, exponent = given.frexp()
+    rounded = (mantissa * 2**TF32_BITS).round().ldexp(exponent - TF32_BITS)
+    torch.testing.assert_close(summed(given, torch.float16), rounded.sum(0))
     for bits in (0x7FFFFFFF, 0x7FC00000, 0x7F800000):  # a GPU's NaN, the usual one, infinity
         given.view(torch.int32)[5, 7] = bits
         for dtype in (torch.float32, torch.float16):

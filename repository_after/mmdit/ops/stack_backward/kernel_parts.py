@@ -33,7 +33,7 @@ def silu_and_slope(b_x, APPROXIMATE: tl.constexpr):
 def add_sum(p_sums, slot: tl.constexpr, b_t, DIM: tl.constexpr, BLOCK_D: tl.constexpr, dtype: tl.constexpr):
     """Store the sum of t (T, BLOCK_D) fp32 over its rows as a tile's sum number `slot`.
 
-    In 16 bits by a product with ones, of t rounded to TF32 (2^-12): a reduction over rows by warps that hold 8 columns
+    In 16 bits by a product with ones, of t rounded to TF32 (2^-11): a reduction over rows by warps that hold 8 columns
     a thread has 16-way bank conflicts, a quarter of these kernels' time.
     """
     o_d = tl.arange(0, BLOCK_D)
